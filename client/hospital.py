@@ -1,0 +1,187 @@
+"""One hospital: its records, its declared count, its budget, and its one answer to each round.
+
+Order of a round: an earlier reply is returned as it is; the request is checked; the key is kept; budget,
+key and data snapshot are charged to the ledger, synced; training runs; the reply is stored, synced; the key
+is destroyed; the reply leaves.
+"""
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedward.client.budget import Budget
+from fedward.client.ewc import ElasticPull
+from fedward.client.registry import Registry
+from fedward.client.replies import ReplyStore
+from fedward.client.round_keys import RoundKeys
+from fedward.client.training import LocalRound, train
+from fedward.common.codec import Payload, Vector, decode, encode
+from fedward.common.config import LocalSettings, declared_count
+from fedward.common.datasets import Split, fingerprint, read_split, save_npz
+from fedward.common.errors import BudgetRefused, RequestRefused
+from fedward.common.files import canonical_json, write_atomically
+from fedward.common.mechanisms import Mechanism
+from fedward.common.messages import ANCHOR, FISHER, LATENTS, TEACHER, TrainReply, TrainRequest
+from fedward.common.models import build_student, parameter_count, unflatten
+from fedward.common.randomness import KeyedGenerator
+
+PROFILE, RECORDS, BUDGETS = "hospital.json", "data.npz", "budget"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a hospital says of itself at enrolment, and its own rules.
+
+    Attributes:
+        name: public.
+        num_examples: the declared count, public and frozen.
+        budget: total epsilon of its data set over all studies; None for a simulation without privacy.
+        delta: of the budget.
+        seed: of a simulation or test folder, whose noise can be repeated and protects nobody; else None.
+    """
+
+    name: str
+    num_examples: int
+    budget: float | None
+    delta: float
+    seed: int | None
+
+
+def create_hospital(
+    folder: Path, name: str, records: Split, budget: float | None, delta: float, seed: int | None
+) -> Profile:
+    """Write a hospital's state folder: its profile, its records and their budget."""
+    folder.mkdir(parents=True, exist_ok=True)
+    profile = Profile(name, declared_count(len(records.images)), budget, delta, seed)
+    save_npz(folder / RECORDS, records)
+    write_atomically(folder / PROFILE, canonical_json(profile.__dict__))
+    if budget is not None:
+        registry = Registry(folder / BUDGETS)
+        registry.import_dataset(
+            "records", registry.identity.digests(records.images), total_epsilon=budget, delta=delta
+        )
+    return profile
+
+
+class Hospital:
+    """Answers requests from a state folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the folder that `create_hospital` made."""
+        self.profile = Profile(**json.loads((folder / PROFILE).read_bytes()))
+        self._records = read_split(folder / RECORDS)
+        self._snapshot = fingerprint(self._records)
+        self._replies = ReplyStore(folder / "replies")
+        self._keys = RoundKeys(folder / "keys")
+        self.budget: Budget | None = None
+        if self.profile.budget is not None:
+            self.budget = Registry(folder / BUDGETS).budget("records")
+
+    def answer(self, request: TrainRequest) -> TrainReply:
+        """Answer a round once; asked again, the stored reply, and nothing is spent.
+
+        Raises:
+            Refusal: the request does not fit this hospital's records, rules or budget; nothing was computed.
+        """
+        digest = request.content_digest
+        stored = self._replies.get(request.study, request.server_round, digest)
+        if stored is None:
+            self._check(request.settings)
+            stored = self._compute(request, digest)
+        return self._reply(request, np.frombuffer(stored, np.uint8))
+
+    def _compute(self, request: TrainRequest, digest: str) -> bytes:
+        key_name = hashlib.sha256(f"{request.study}\n{request.server_round}\n{digest}".encode()).hexdigest()
+        work = self._work(request)
+        generator = self._generator(request, key_name)
+        self._charge(request, digest, generator)
+        change, accountant = train(work, self._records, generator)
+        _recount(accountant.history, request.settings)
+        update = encode(change.numpy(), request.codec[1]).tobytes()
+        self._replies.store(request.study, request.server_round, digest, update)
+        self._keys.destroy(key_name)
+        return update
+
+    def _reply(self, request: TrainRequest, update: Payload) -> TrainReply:
+        name, count = self.profile.name, self.profile.num_examples
+        return TrainReply(request.study, request.server_round, name, count, request.codec[1], update)
+
+    def _check(self, settings: LocalSettings) -> None:
+        shape = (settings.height, settings.width, settings.channels)
+        if self._records.images.shape[1:] != shape:
+            raise RequestRefused(f"The study trains on images of shape {shape}; this hospital's have another.")
+        if settings.noise_multiplier == 0.0 and (self.profile.seed is None or self.budget is not None):
+            raise RequestRefused("The study asks for training without noise, which this hospital never does.")
+
+    def _generator(self, request: TrainRequest, key_name: str) -> KeyedGenerator:
+        seed = self.profile.seed
+        if seed is not None:
+            return KeyedGenerator.from_seed(seed, request.study, self.profile.name, request.server_round)
+        charged = self.budget is not None and self.budget.find(request.study, request.server_round) is not None
+        return self._keys.open(key_name, charged)
+
+    def _charge(self, request: TrainRequest, digest: str, generator: KeyedGenerator) -> None:
+        """Write the round's spending before any gradient is computed."""
+        settings = request.settings
+        if settings.noise_multiplier == 0.0:
+            return
+        if self.budget is None or self.budget.terms.unit != settings.unit:
+            raise BudgetRefused(f"This hospital has no budget by {settings.unit} for its records; import them first.")
+        if settings.target_delta != self.budget.terms.delta:
+            raise BudgetRefused(f"The study's delta is {settings.target_delta:g}, the budget's another.")
+        whole = settings.local_steps * settings.rounds
+        self.budget.reserve(request.study, Mechanism(settings.noise_multiplier, settings.sample_rate, whole))
+        step = Mechanism(settings.noise_multiplier, settings.sample_rate, settings.local_steps)
+        extra = {"key": generator.key_digest, "snapshot": self._snapshot}
+        self.budget.charge(request.study, request.server_round, digest, step, extra=extra)
+
+    def _work(self, request: TrainRequest) -> LocalRound:
+        settings = request.settings
+        like = list(build_student(settings.spec).parameters())
+        vectors = {name: torch.from_numpy(vector) for name, vector in _unpack(request).items()}
+        pull = None
+        if settings.ewc_lambda > 0.0:
+            anchor, fisher = unflatten(vectors[ANCHOR], like), unflatten(vectors[FISHER].clamp(min=0.0), like)
+            pull = ElasticPull(anchor, fisher, settings.ewc_lambda)
+        return LocalRound(
+            settings,
+            request.learning_rate,
+            self.profile.num_examples,
+            vectors[LATENTS],
+            pull,
+            vectors.get(TEACHER),
+        )
+
+
+def _unpack(request: TrainRequest) -> dict[str, Vector]:
+    """The request's vectors, exactly those that its settings ask for.
+
+    Raises:
+        RequestRefused: one is missing or not asked for.
+        PayloadRefused: one does not decode.
+    """
+    expected = {LATENTS}
+    expected |= {ANCHOR, FISHER} if request.settings.ewc_lambda > 0.0 else set()
+    expected |= {TEACHER} if request.settings.distillation_alpha > 0.0 else set()
+    if set(request.vectors) != expected:
+        raise RequestRefused(f"The study's settings need {sorted(expected)}, the request has {sorted(request.vectors)}.")
+    count = parameter_count(build_student(request.settings.spec))
+    return {name: decode(payload, count, request.codec[0]) for name, payload in request.vectors.items()}
+
+
+def _recount(history: list[tuple[float, float, int]], settings: LocalSettings) -> None:
+    """The accountant must have seen exactly the steps that were charged; otherwise nothing leaves."""
+    expected = [(settings.noise_multiplier, settings.sample_rate, settings.local_steps)]
+    if [tuple(entry) for entry in history] != expected:
+        raise RequestRefused("The training steps that ran are not those that were charged; nothing was sent.")
+
+
+@functools.lru_cache(maxsize=64)
+def open_hospital(folder: Path) -> Hospital:
+    """The hospital of a folder, read once a process."""
+    return Hospital(folder)

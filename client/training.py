@@ -1,0 +1,130 @@
+"""A hospital's local round: Poisson sample, per-unit gradients, clip, noise, latent step, proximal EWC.
+
+Nothing about the private records shapes the mechanism: rates, denominators, the number of steps and the
+learning rate are public constants of the study; an empty sample is a step of pure noise like any other.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from opacus.accountants import PRVAccountant
+from torch import Tensor
+
+from fedward.client.dp_sgd import KeyedDPOptimizer
+from fedward.client.ewc import ElasticPull
+from fedward.client.latent import LatentSGD
+from fedward.common.config import LocalSettings
+from fedward.common.datasets import Split
+from fedward.common.images import augment, to_tensor
+from fedward.common.losses import classification, distillation, prior_offset
+from fedward.common.models import build_student, flatten, unflatten
+from fedward.common.per_sample import PerSampleGradients
+from fedward.common.randomness import KeyedGenerator
+
+PHYSICAL_ROWS = 128  # rows (units * views) in memory at once, whatever the Poisson draw
+
+
+@dataclass(frozen=True)
+class LocalRound:
+    """What a round computes with, beside the hospital's records.
+
+    Attributes:
+        settings: the study's public constants.
+        learning_rate: of this round.
+        num_examples: the declared count, frozen for the study.
+        latents: the global model, float32 (n,).
+        pull: EWC's anchor and Fisher diagonal, or None.
+        teacher: a public teacher's latents, float32 (n,), of the same student at fp32; or None.
+    """
+
+    settings: LocalSettings
+    learning_rate: float
+    num_examples: int
+    latents: Tensor
+    pull: ElasticPull | None = None
+    teacher: Tensor | None = None
+
+
+def train(work: LocalRound, records: Split, generator: KeyedGenerator) -> tuple[Tensor, PRVAccountant]:
+    """Run the round's noised steps on `records`.
+
+    Returns:
+        the change of the latents, float32 (n,), and the accountant that saw every step.
+    """
+    torch.set_num_threads(1)  # the sum's order, and so the last bit, must not depend on the machine's cores
+    settings = work.settings
+    model = build_student(settings.spec)
+    latents = [part.clone() for part in unflatten(work.latents, list(model.parameters()))]
+    step = LatentSGD(model, latents, settings.spec.precision, work.learning_rate, work.pull)
+    optimizer = KeyedDPOptimizer(
+        step,
+        generator.derive("noise"),
+        settings.noise_multiplier,
+        settings.max_grad_norm,
+        settings.sample_rate * work.num_examples,
+    )
+    accountant = PRVAccountant()
+    # Not q = 1/len(loader), which is wrong for small hospitals: the study's public rate.
+    optimizer.attach_step_hook(accountant.get_optimizer_hook_fn(sample_rate=settings.sample_rate))
+    gradients = UnitGradients(model, work, records, generator)
+    for local_step in range(settings.local_steps):
+        gradients.accumulate(optimizer, local_step)
+    return flatten(latents) - work.latents, accountant
+
+
+class UnitGradients:
+    """Clipped per-unit gradients of Poisson-sampled units, in physical batches of bounded memory."""
+
+    def __init__(
+        self, model: torch.nn.Sequential, work: LocalRound, records: Split, generator: KeyedGenerator
+    ) -> None:
+        """Prepare `model`'s gradients on `records`; draws come from `generator`."""
+        self._engine = PerSampleGradients(model)
+        self._model = model
+        self._settings = work.settings
+        self._records = records
+        self._generator = generator
+        self._offset = prior_offset(work.settings.class_prior, work.settings.task)
+        self._teacher = _frozen_teacher(work)
+
+    def accumulate(self, optimizer: KeyedDPOptimizer, local_step: int) -> None:
+        """One logical step: sample, then clip and sum batch by batch; the last batch notes, noises and steps."""
+        draws = self._generator.derive("step", local_step)
+        units = draws.derive("poisson").poisson_sample(len(self._records.images), self._settings.sample_rate)
+        size = max(1, PHYSICAL_ROWS // self._settings.views)
+        batches = [units[start : start + size] for start in range(0, len(units), size)] or [units]
+        views = draws.derive("views")
+        for number, batch in enumerate(batches):
+            optimizer.signal_skip_step(do_skip=number + 1 < len(batches))
+            for parameter, gradient in zip(self._model.parameters(), self._compute(batch, views), strict=True):
+                parameter.grad_sample = gradient  # type: ignore[attr-defined]
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def _compute(self, units: np.ndarray, draws: KeyedGenerator) -> list[Tensor]:
+        rows = np.repeat(units, self._settings.views)
+        images = augment(to_tensor(self._records.images[rows]), self._settings.augmentation, draws)
+        labels = torch.from_numpy(self._records.labels[rows])
+        teacher = None if self._teacher is None else self._teacher(images)
+        return self._engine.compute(images, lambda logits: self._loss(logits, labels, teacher), self._settings.views)
+
+    def _loss(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
+        settings, alpha = self._settings, self._settings.distillation_alpha
+        loss = classification(logits, labels, settings.task, self._offset)
+        if teacher_logits is None or alpha == 0.0:
+            return loss
+        soft = distillation(logits, teacher_logits, settings.distillation_temperature, settings.task)
+        return (1.0 - alpha) * loss + alpha * soft
+
+
+def _frozen_teacher(work: LocalRound) -> torch.nn.Sequential | None:
+    if work.teacher is None:
+        return None
+    model = build_student(work.settings.spec)
+    with torch.no_grad():
+        for parameter, value in zip(
+            model.parameters(), unflatten(work.teacher, list(model.parameters())), strict=True
+        ):
+            parameter.copy_(value)
+    return model.requires_grad_(False).eval()

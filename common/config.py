@@ -1,0 +1,252 @@
+"""A study's settings: the one place where each is named, bounded and turned to and from JSON.
+
+`LocalSettings` is what a hospital must agree to: every public constant that shapes its private mechanism,
+and the student it trains. `Study` adds what only the coordinator decides.
+"""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+from fedward.common.datasets import TASKS
+from fedward.common.errors import SettingRefused
+from fedward.common.models import STUDENTS, StudentSpec
+
+PRIVACY_UNITS = ("image",)
+AUGMENTATIONS = ("none", "shift", "affine")
+SCHEDULES = ("constant", "cosine")
+MAXIMUM_DECLARED = 1_000_000
+_BUCKET = 10
+
+
+def declared_count(count: int) -> int:
+    """A hospital's public count for enrolment: rounded up to the next multiple of 10, capped at a million.
+
+    It is declared once, frozen for the study, and used as weight and denominator in place of the exact
+    count, which is private.
+    """
+    return min(MAXIMUM_DECLARED, max(_BUCKET, math.ceil(count / _BUCKET) * _BUCKET))
+
+
+class _Settings:
+    """JSON to and from a frozen dataclass, with unknown and missing keys refused by name."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types only."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload, no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            SettingRefused: not an object, or keys unknown, missing, or of a wrong type.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if not isinstance(values, dict) or set(values) != set(fields):
+            given = set(values) if isinstance(values, dict) else set()
+            raise SettingRefused(
+                f"{cls.__name__} does not have the expected keys: missing {sorted(set(fields) - given)}, "
+                f"unknown {sorted(given - set(fields))}."
+            )
+        return cls(**{name: _tuples(value) for name, value in values.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _in_range(name: str, value: object, low: float, high: float, kind: type = float) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    whole = kind is float or isinstance(value, int)
+    if not (number and whole and math.isfinite(value) and low <= value <= high):  # type: ignore[arg-type, operator]
+        what = "a whole number" if kind is int else "a number"
+        raise SettingRefused(f"{name} must be {what} from {low:g} to {high:g}, not {value!r}.")
+
+
+def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SettingRefused(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+
+
+@dataclass(frozen=True)
+class LocalSettings(_Settings):
+    """What a hospital trains and under which mechanism; every value is public.
+
+    Attributes:
+        student: one of `fedward.common.models.STUDENTS`.
+        channels, height, width: of the images.
+        classes: names, in label order.
+        task: binary, multi-class or multi-label.
+        unit: the privacy unit that sampling, clipping and accounting are keyed by.
+        sample_rate: Poisson sampling probability of a unit a step; 1 takes all.
+        local_steps: noised steps a round.
+        rounds: of the whole study; with local_steps what a hospital reserves of its budget at the start.
+        noise_multiplier: sigma; 0 is training without privacy, for public data in simulations only.
+        max_grad_norm: clip C of a unit's gradient.
+        target_delta: delta of the (epsilon, delta) guarantee.
+        views: augmented views of a unit averaged inside its clip.
+        augmentation: none, shift (and flip) or affine.
+        class_prior: public class probabilities for logit adjustment (Menon et al. 2021), or None.
+        ewc_lambda: strength of EWC's pull; 0 is none.
+        distillation_alpha: weight of the teacher's part of the loss; 0 is no teacher.
+        distillation_temperature: of the softened logits (Hinton et al. 2015).
+    """
+
+    student: str
+    channels: int
+    height: int
+    width: int
+    classes: tuple[str, ...]
+    task: str
+    unit: str
+    sample_rate: float
+    local_steps: int
+    rounds: int
+    noise_multiplier: float
+    max_grad_norm: float
+    target_delta: float
+    views: int
+    augmentation: str
+    class_prior: tuple[float, ...] | None
+    ewc_lambda: float
+    distillation_alpha: float
+    distillation_temperature: float
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+            SettingRefused: a value is out of its range.
+        """
+        _one_of("student", self.student, STUDENTS)
+        _one_of("task", self.task, TASKS)
+        _one_of("unit", self.unit, PRIVACY_UNITS)
+        _one_of("augmentation", self.augmentation, AUGMENTATIONS)
+        _in_range("sample_rate", self.sample_rate, 1e-6, 1.0)
+        _in_range("local_steps", self.local_steps, 1, 1000, int)
+        _in_range("rounds", self.rounds, 1, 100_000, int)
+        _in_range("noise_multiplier", self.noise_multiplier, 0.0, 1e6)
+        _in_range("max_grad_norm", self.max_grad_norm, 1e-6, 1e6)
+        _in_range("target_delta", self.target_delta, 1e-12, 1e-2)
+        _in_range("views", self.views, 1, 64, int)
+        _in_range("ewc_lambda", self.ewc_lambda, 0.0, 1e9)
+        _in_range("distillation_alpha", self.distillation_alpha, 0.0, 1.0)
+        _in_range("distillation_temperature", self.distillation_temperature, 0.1, 100.0)
+        if self.class_prior is not None:
+            _check_prior(self.class_prior, self.task, len(self.classes))
+
+    @property
+    def spec(self) -> StudentSpec:
+        """The student's shapes."""
+        return StudentSpec(self.student, self.channels, self.height, self.width, len(self.classes))
+
+
+def _check_prior(prior: tuple[float, ...], task: str, classes: int) -> None:
+    if len(prior) != classes:
+        raise SettingRefused(f"class_prior needs {classes} values, one a class, not {len(prior)}.")
+    for value in prior:
+        _in_range("a value of class_prior", value, 1e-6, 1.0)
+    if task != "multi-label" and abs(sum(prior) - 1.0) > 1e-6:
+        raise SettingRefused(f"class_prior must sum to 1, not {sum(prior):g}.")
+
+
+@dataclass(frozen=True)
+class EnrolledHospital(_Settings):
+    """A hospital of the study: its public name and declared count (`declared_count`), the frozen weight."""
+
+    name: str
+    num_examples: int
+
+
+@dataclass(frozen=True)
+class Study(_Settings):
+    """A study as its coordinator runs it.
+
+    Attributes:
+        name: identifies the study in messages, ledgers and releases.
+        dataset: name of the task's data set, for people.
+        local: what every hospital agrees to.
+        hospitals: enrolled hospitals with frozen weights.
+        target_epsilon: budget each hospital spends at most on this study; None trains without privacy.
+        learning_rate: of the hospital's step, before the schedule.
+        schedule: constant or cosine (to a tenth), over the rounds.
+        server_learning_rate, server_momentum: of the coordinator's step on the mean update
+            (Reddi et al. 2021, FedAvgM); 1 and 0 are plain FedAvg.
+        averaged_rounds: the released latents are the mean of the models after the last so many rounds.
+        uplink_codec, downlink_codec: of `fedward.common.codec.CODECS`.
+        quorum: fewest usable replies that close a round.
+        round_timeout: seconds a round waits for replies.
+        decision: balanced (threshold 0) or calibrated (thresholds from reference half A).
+        seed: key of a simulation's generators; None draws every key from the operating system.
+        parent: digest of the release that the study continues, or None.
+        version: monotonic number of the release.
+    """
+
+    name: str
+    dataset: str
+    local: LocalSettings
+    hospitals: tuple[EnrolledHospital, ...]
+    target_epsilon: float | None
+    learning_rate: float
+    schedule: str
+    server_learning_rate: float
+    server_momentum: float
+    averaged_rounds: int
+    uplink_codec: str
+    downlink_codec: str
+    quorum: int
+    round_timeout: float
+    decision: str
+    seed: int | None
+    parent: str | None
+    version: int
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+            SettingRefused: a value is out of its range.
+        """
+        _in_range("learning_rate", self.learning_rate, 1e-9, 1e4)
+        _in_range("server_learning_rate", self.server_learning_rate, 1e-9, 1e4)
+        _in_range("server_momentum", self.server_momentum, 0.0, 0.9999)
+        _in_range("averaged_rounds", self.averaged_rounds, 1, 100_000, int)
+        _in_range("quorum", self.quorum, 1, max(1, len(self.hospitals)), int)
+        _in_range("round_timeout", self.round_timeout, 0.1, 1e6)
+        _in_range("version", self.version, 1, 2**31, int)
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _one_of("decision", self.decision, ("balanced", "calibrated"))
+        if self.target_epsilon is not None:
+            _in_range("target_epsilon", self.target_epsilon, 1e-3, 1e3)
+        if (self.target_epsilon is None) != (self.local.noise_multiplier == 0.0):
+            raise SettingRefused("noise_multiplier is 0 exactly where the study has no target_epsilon.")
+        if len({hospital.name for hospital in self.hospitals}) != len(self.hospitals):
+            raise SettingRefused("Two hospitals of the study have the same name; give each its own.")
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            SettingRefused: keys unknown, missing, or values out of range.
+        """
+        if not isinstance(values, dict) or not isinstance(values.get("hospitals"), list):
+            raise SettingRefused("A study is a JSON object with a list of hospitals.")
+        local = LocalSettings.from_dict(values.get("local"))
+        hospitals = [EnrolledHospital.from_dict(item) for item in values["hospitals"]]
+        return super().from_dict({**values, "local": local, "hospitals": hospitals})
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds."""
+        return self.local.rounds
+
+    def learning_rate_at(self, server_round: int) -> float:
+        """The hospital's learning rate in round `server_round` (from 1)."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        progress = (server_round - 1) / self.rounds
+        return self.learning_rate * (0.1 + 0.9 * 0.5 * (1.0 + math.cos(math.pi * progress)))

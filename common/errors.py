@@ -1,0 +1,83 @@
+"""Every refusal of Fedward, by name.
+
+A refusal is an expected answer to bad input or to a rule, not a bug: it says in one sentence what is
+wrong and what to do. Commands print it as ``Name: sentence`` on standard error and exit with code 1.
+Its class name is its public name: it may travel in messages and logs, so it never carries private data.
+"""
+
+
+class Refusal(Exception):
+    """Base of all refusals; raise a subclass with one sentence that says what is wrong and what to do."""
+
+    @property
+    def name(self) -> str:
+        """The refusal's public name."""
+        return type(self).__name__
+
+
+class DatasetRefused(Refusal):
+    """A data set cannot be read, or does not have MedMNIST's layout."""
+
+
+class UnknownName(Refusal):
+    """A data set, student, partition, codec or engine that does not exist; the sentence lists what does."""
+
+
+class SettingRefused(Refusal):
+    """A study setting is out of range or contradicts another."""
+
+
+class PayloadRefused(Refusal):
+    """A packed update or model is truncated, malformed, too large, or of another shape."""
+
+
+class UpdateRefused(Refusal):
+    """A hospital's reply fails screening: not finite, too large, wrong study, round or sender."""
+
+
+class RequestRefused(Refusal):
+    """A coordinator's request that this hospital does not answer."""
+
+
+class QuorumMissed(Refusal):
+    """Fewer hospitals replied usably than the study's quorum asks for."""
+
+
+class CheckpointRefused(Refusal):
+    """A checkpoint is missing, damaged, or of another study."""
+
+
+class BudgetRefused(Refusal):
+    """The privacy budget does not cover what was asked."""
+
+
+class LedgerRefused(Refusal):
+    """A ledger does not verify."""
+
+
+class OutputRefused(Refusal):
+    """The output folder cannot be used: not writable, full, or holding another run."""
+
+
+class TrustRefused(Refusal):
+    """The trust file or the signing keys are missing, damaged, or not what is asked for."""
+
+
+class BundleRefused(Refusal):
+    """A release bundle is incomplete, malformed, expired, or holds what it must not."""
+
+
+class SignatureRefused(BundleRefused):
+    """A release bundle's signatures do not verify against the trust file."""
+
+
+class GoldenRefused(BundleRefused):
+    """A verified model does not reproduce its golden outputs on this machine."""
+
+
+class ImageRefused(Refusal):
+    """An image cannot be read, or cannot be shown to this student."""
+
+
+class EngineFailed(Refusal):
+    """A simulation engine that Fedward starts (Flower, Ray) did not start or did not finish."""

@@ -1,0 +1,139 @@
+"""Exact per-sample gradients from one backward pass, for the students' layers.
+
+Parameters do not require gradients; autograd is asked for the gradient of the summed loss with respect to
+the layers' outputs only, and each layer's per-sample weight gradient follows from its input and that
+gradient (Goodfellow 2015, arXiv 1510.01799; Rochette et al. 2019, arXiv 1912.06015 for convolutions).
+The result feeds Opacus' DPOptimizer as ``parameter.grad_sample`` (grad_sample_mode "no_op").
+
+A privacy unit shows the network `views` records a step (augmentations, or several images of one patient):
+rows i*views .. (i+1)*views-1 belong to unit i, and their gradients are averaged before anything is clipped
+(augmentation multiplicity, De et al. 2022, arXiv 2204.13650).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedward.common.errors import SettingRefused
+
+# (layer, input (m, ...), gradient of the output (m, ...), units) -> one gradient (units, *shape) a parameter
+_Rule = Callable[[Any, Tensor, Tensor, int], list[Tensor]]
+
+
+def _by_unit(rows: Tensor, units: int) -> Tensor:
+    """(units*views, a, positions) -> (units, a, views*positions): a unit's views become more positions."""
+    views = rows.shape[0] // units
+    if views == 1:
+        return rows
+    return rows.view(units, views, *rows.shape[1:]).transpose(1, 2).flatten(2)
+
+
+def _conv2d(layer: nn.Conv2d, inputs: Tensor, grad: Tensor, units: int) -> list[Tensor]:
+    groups, kernel = layer.groups, layer.kernel_size
+    if kernel == (1, 1) and layer.stride == (1, 1):
+        patches = inputs.flatten(2)
+    else:
+        patches = F.unfold(inputs, kernel, layer.dilation, _padding(layer), layer.stride)
+    patches = _by_unit(patches, units)  # (u, in*k*k, p)
+    outputs = _by_unit(grad.flatten(2), units)  # (u, out, p)
+    split = (outputs.unflatten(1, (groups, -1)), patches.unflatten(1, (groups, -1)))
+    if groups == 1:
+        weight = torch.bmm(outputs, patches.transpose(1, 2))
+    else:
+        weight = torch.matmul(split[0], split[1].transpose(2, 3))  # (u, g, out/g, in/g*k*k)
+    gradients = [weight.reshape(units, *layer.weight.shape)]
+    return gradients if layer.bias is None else [*gradients, outputs.sum(dim=2)]
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        raise SettingRefused("Per-sample gradients of a convolution need zero padding given in numbers.")
+    return layer.padding
+
+
+def _linear(layer: nn.Linear, inputs: Tensor, grad: Tensor, units: int) -> list[Tensor]:
+    rows = _by_unit(inputs.flatten(1, -2).transpose(1, 2) if inputs.dim() > 2 else inputs[:, :, None], units)
+    outputs = _by_unit(grad.flatten(1, -2).transpose(1, 2) if grad.dim() > 2 else grad[:, :, None], units)
+    weight = torch.bmm(outputs, rows.transpose(1, 2))
+    return [weight] if layer.bias is None else [weight, outputs.sum(dim=2)]
+
+
+def _group_norm(layer: nn.GroupNorm, inputs: Tensor, grad: Tensor, units: int) -> list[Tensor]:
+    normalised = F.group_norm(inputs, layer.num_groups, eps=layer.eps)
+    weight = _by_unit((grad * normalised).flatten(2), units).sum(dim=2)
+    return [weight, _by_unit(grad.flatten(2), units).sum(dim=2)]
+
+
+RULES: dict[type[nn.Module], _Rule] = {nn.Conv2d: _conv2d, nn.Linear: _linear, nn.GroupNorm: _group_norm}
+
+
+def parametric_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that own parameters, in `model.parameters()` order.
+
+    Raises:
+        SettingRefused: a layer without a rule here (BatchNorm, attention as one block, a bare parameter).
+    """
+    layers = [layer for layer in model.modules() if any(True for _ in layer.parameters(recurse=False))]
+    for layer in layers:
+        if type(layer) not in RULES:
+            raise SettingRefused(
+                f"There is no exact per-sample gradient for a layer of type {type(layer).__name__}; "
+                f"use {', '.join(sorted(kind.__name__ for kind in RULES))}."
+            )
+    return layers
+
+
+class PerSampleGradients:
+    """Computes per-unit gradients of a model built of known layers.
+
+    The parameters' ``requires_grad`` flags are off during the forward pass and on afterwards.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Check the layers of `model`.
+
+        Raises:
+            SettingRefused: a layer without an exact rule.
+        """
+        self._model = model
+        self._layers = parametric_layers(model)
+
+    def compute(self, images: Tensor, loss: Callable[[Tensor], Tensor], views: int = 1) -> list[Tensor]:
+        """Gradients by unit, one tensor (units, *parameter shape) a parameter, in parameter order.
+
+        Args:
+            images: (units * views, channels, height, width).
+            loss: logits (units * views, classes) -> loss of each row, (units * views,).
+            views: rows of a unit; their gradients are averaged.
+        """
+        if len(images) == 0:
+            return [torch.zeros(0, *parameter.shape) for parameter in self._model.parameters()]
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def remember(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if not output.requires_grad:
+                output.requires_grad_()  # the first layer's output is where the graph begins
+            seen.append((inputs[0].detach(), output))
+
+        handles = [layer.register_forward_hook(remember) for layer in self._layers]
+        self._model.requires_grad_(False)
+        try:
+            total = loss(self._model(images)).sum() / views
+        finally:
+            self._model.requires_grad_(True)
+            for handle in handles:
+                handle.remove()
+        if len(seen) != len(self._layers):
+            raise SettingRefused("Per-sample gradients need each layer to be used exactly once a forward pass.")
+        outer = torch.autograd.grad(total, [output for _, output in seen])
+        return self._gradients([inputs for inputs, _ in seen], outer, len(images) // views)
+
+    @torch.no_grad()
+    def _gradients(self, inputs: list[Tensor], outer: tuple[Tensor, ...], units: int) -> list[Tensor]:
+        gradients: list[Tensor] = []
+        for layer, rows, grad in zip(self._layers, inputs, outer, strict=True):
+            gradients += RULES[type(layer)](layer, rows, grad, units)
+        return gradients

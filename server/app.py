@@ -1,0 +1,36 @@
+"""The coordinator's Flower ServerApp: rounds, then ``final.npy`` in the study's folder.
+
+A refusal is written to ``progress.jsonl`` by name, since Flower's engines keep the text of exceptions to
+themselves.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedward.common.errors import Refusal
+from fedward.common.files import write_atomically
+from fedward.server.rounds import run_rounds
+from fedward.server.study_folder import StudyFolder
+
+STUDY_FOLDER = "study-folder"
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the study of the folder that the run configuration names."""
+    folder = StudyFolder(Path(str(context.run_config[STUDY_FOLDER])))
+    try:
+        latents = run_rounds(grid, folder)
+    except Refusal as refusal:
+        folder.note("refused", name=refusal.name, message=str(refusal))
+        raise
+    buffer = io.BytesIO()
+    np.save(buffer, latents)
+    write_atomically(folder.final, buffer.getvalue())
+    folder.note("finished")

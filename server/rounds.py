@@ -1,0 +1,154 @@
+"""The study's loop: enrol, then round by round push, fold, step, measure, checkpoint.
+
+Flower's `Strategy.start` counts from round 1 and keeps nothing, so the loop is ours; messages, nodes and
+the strategy are Flower's. A study goes on from its last checkpoint wherever it was cut off.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedward.common.codec import Payload, Vector, encode
+from fedward.common.config import EnrolledHospital, Study
+from fedward.common.datasets import Split
+from fedward.common.errors import PayloadRefused, QuorumMissed
+from fedward.common.files import parse_canonical
+from fedward.common.messages import ANCHOR, CONFIG, FISHER, TEACHER
+from fedward.common.models import build_student, flatten, initialise
+from fedward.common.randomness import KeyedGenerator
+from fedward.server.checkpoint import Progress, load_checkpoint, save_checkpoint
+from fedward.server.reference import halve, measure
+from fedward.server.strategy import FedwardAvg, released_latents
+from fedward.server.study_folder import StudyFolder
+
+_ENROLMENT_SECONDS = 120.0
+_POLL_SECONDS = 0.05
+START = "start"
+
+
+def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
+    """Run a study to its last round and return the released latents, float32 (n,).
+
+    Raises:
+        Refusal: a quorum is missed, a checkpoint is damaged, the folder cannot be written; what was closed
+            stays on disk.
+    """
+    study, reference = folder.study(), folder.reference()
+    evaluation = None if reference is None else halve(reference).evaluation
+    fixed = _fixed_vectors(folder, study)
+    progress = _begin_or_resume(folder, study, fixed.pop(START))
+    folder.note("enrolling", hospitals=len(study.hospitals))
+    nodes = enrol(grid, study)
+    extras = {name: encode(vector, study.downlink_codec) for name, vector in fixed.items()}
+    strategy = FedwardAvg(study, progress, nodes, extras, lambda name: folder.note("reply", hospital=name))
+    arrays = strategy.arrays()
+    for server_round in range(progress.server_round + 1, study.rounds + 1):
+        started = time.monotonic()
+        folder.note("round", round=server_round)
+        messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
+        new_arrays, _ = strategy.aggregate_train(server_round, replies(grid, messages, study.round_timeout))
+        arrays = new_arrays or arrays
+        row = _row(strategy, server_round, time.monotonic() - started, evaluation)
+        strategy.progress.history.append(row)
+        save_checkpoint(folder.checkpoint, strategy.progress, study)
+        folder.note("closed", **row)
+    return released_latents(strategy.progress, study)
+
+
+def _fixed_vectors(folder: StudyFolder, study: Study) -> dict[str, Vector]:
+    """Start and, where the study has them, anchor, Fisher and teacher."""
+    fixed: dict[str, Vector] = {}
+    if folder.fixed.exists():
+        with np.load(folder.fixed, allow_pickle=False) as arrays:
+            fixed = {name: arrays[name] for name in (START, ANCHOR, FISHER, TEACHER) if name in arrays}
+    if START not in fixed:
+        fixed[START] = initial_latents(study)
+    return fixed
+
+
+def initial_latents(study: Study) -> Vector:
+    """The student's random start, float32 (n,); the seed's in a simulation, else the operating system's."""
+    system = KeyedGenerator.from_system() if study.seed is None else KeyedGenerator.from_seed(study.seed)
+    model = build_student(study.local.spec)
+    initialise(model, system.derive("student", study.name))
+    return flatten(list(model.parameters())).numpy()
+
+
+def _begin_or_resume(folder: StudyFolder, study: Study, start: Vector) -> Progress:
+    if folder.checkpoint.exists():
+        return load_checkpoint(folder.checkpoint, study)
+    progress = Progress.start(start)
+    save_checkpoint(folder.checkpoint, progress, study)
+    return progress
+
+
+def enrol(grid: Grid, study: Study, seconds: float = _ENROLMENT_SECONDS) -> dict[int, EnrolledHospital]:
+    """Ask every connected node for its name, until each enrolled hospital is found or the time is up.
+
+    A node that names no enrolled hospital, claims another count, or a name already taken, is left out.
+
+    Raises:
+        QuorumMissed: fewer hospitals than the quorum were found.
+    """
+    enrolled = {hospital.name: hospital for hospital in study.hospitals}
+    nodes: dict[int, EnrolledHospital] = {}
+    asked: set[int] = set()
+    deadline = time.monotonic() + seconds
+    while len(nodes) < len(enrolled) and time.monotonic() < deadline:
+        new = [node_id for node_id in grid.get_node_ids() if node_id not in asked]
+        asked.update(new)
+        questions = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new]
+        for reply in replies(grid, questions, deadline - time.monotonic()):
+            hospital = _named(reply, enrolled)
+            if hospital is not None and hospital not in nodes.values():
+                nodes[reply.metadata.src_node_id] = hospital
+        if not new:
+            time.sleep(_POLL_SECONDS)
+    if len(nodes) < study.quorum:
+        raise QuorumMissed(f"{len(nodes)} of the study's hospitals are connected; its quorum asks for {study.quorum}.")
+    return nodes
+
+
+def _named(reply: Message, enrolled: dict[str, EnrolledHospital]) -> EnrolledHospital | None:
+    if reply.has_error():
+        return None
+    try:
+        profile = parse_canonical(reply.content.config_records[CONFIG]["profile"])  # type: ignore[arg-type]
+        claimed = EnrolledHospital(profile["name"], profile["num_examples"])
+    except (KeyError, TypeError, ValueError, PayloadRefused):
+        return None
+    return claimed if enrolled.get(claimed.name) == claimed else None
+
+
+def replies(grid: Grid, messages: Iterable[Message], seconds: float) -> Iterator[Message]:
+    """Push messages and yield replies as they come, one in memory at a time, until `seconds` have passed."""
+    waiting = [message_id for message_id in grid.push_messages(messages) if message_id]
+    deadline = time.monotonic() + seconds
+    while waiting:
+        before = len(waiting)
+        for message_id in list(waiting):
+            for reply in grid.pull_messages([message_id]):
+                waiting.remove(message_id)
+                yield reply
+        if time.monotonic() > deadline:
+            return
+        if len(waiting) == before:
+            time.sleep(_POLL_SECONDS)
+
+
+def _row(strategy: FedwardAvg, server_round: int, seconds: float, evaluation: Split | None) -> dict[str, object]:
+    figures: dict[str, float | None] = {"auc": None, "accuracy": None, "balanced_accuracy": None}
+    if evaluation is not None:
+        figures = measure(strategy.study.local, strategy.progress.latents, evaluation)
+    return {
+        "round": server_round,
+        **figures,
+        "uplink_bytes": strategy.uplink_bytes,
+        "downlink_bytes": strategy.downlink_bytes,
+        "seconds": round(seconds, 3),
+        "replies": strategy.replies,
+        "refusals": [lost.__dict__ for lost in strategy.lost],
+    }

@@ -1,0 +1,181 @@
+"""FedAvg (McMahan et al. 2017, arXiv 1602.05629) over declared counts, exact in any order of arrival.
+
+A subclass of Flower's FedAvg: what differs is that weights are those frozen at enrolment and not claimed by
+a reply, that updates are screened and dequantised before they are summed, that the sum is one of integers
+and takes one reply at a time, and that a quorum closes a round. An optional server momentum is FedAvgM
+(Hsu et al. 2019, arXiv 1909.06335); the released model is a mean over the last rounds (both post-processing).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from fedward.common.codec import Payload, Vector, decode, encode
+from fedward.common.config import EnrolledHospital, Study
+from fedward.common.errors import QuorumMissed, Refusal, UpdateRefused
+from fedward.common.messages import LATENTS, MODEL, TrainReply, TrainRequest, refusal_text, wire_bytes
+from fedward.server.aggregation import IntegerMean, norm_bound, screen
+from fedward.server.checkpoint import Progress
+
+
+@dataclass(frozen=True)
+class LostReply:
+    """A hospital whose reply did not count, and why, in public words."""
+
+    hospital: str
+    name: str
+    message: str
+
+
+class FedwardAvg(FedAvg):
+    """The study's strategy; its state is a `Progress`.
+
+    Args:
+        study: the frozen study.
+        progress: state to continue from; replaced round by round.
+        nodes: Flower node id -> hospital, from enrolment.
+        extras: further packed vectors of every request (anchor, Fisher, teacher).
+        on_reply: called with a hospital's name as its reply is folded in.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        progress: Progress,
+        nodes: dict[int, EnrolledHospital],
+        extras: dict[str, Payload] | None = None,
+        on_reply: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        """Prepare for round ``progress.server_round + 1``."""
+        super().__init__(
+            min_train_nodes=study.quorum,
+            min_available_nodes=study.quorum,
+            weighted_by_key="num_examples",
+            arrayrecord_key=MODEL,
+        )
+        self.study = study
+        self.progress = progress
+        self.lost: list[LostReply] = []
+        self.uplink_bytes = self.downlink_bytes = self.replies = 0
+        self._nodes = nodes
+        self._extras = extras or {}
+        self._on_reply = on_reply
+        self._sent: Vector = progress.latents
+
+    def arrays(self) -> ArrayRecord:
+        """The global model and the study's fixed vectors, packed for the downlink."""
+        packed = {LATENTS: encode(self.progress.latents, self.study.downlink_codec), **self._extras}
+        return ArrayRecord({name: Array(vector) for name, vector in packed.items()})
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One TRAIN message to every enrolled hospital that is connected."""
+        study = self.study
+        request = TrainRequest(
+            study.name,
+            server_round,
+            study.local,
+            study.learning_rate_at(server_round),
+            (study.downlink_codec, study.uplink_codec),
+            {name: array.numpy() for name, array in arrays.items()},
+        )
+        # Hospitals answer relative to what they receive, which the downlink's codec may have rounded.
+        self._sent = decode(request.vectors[LATENTS], len(self.progress.latents), study.downlink_codec)
+        record = request.to_records()
+        connected = set(grid.get_node_ids())
+        node_ids = [node_id for node_id in self._nodes if node_id in connected]
+        self.lost = [
+            LostReply(hospital.name, "NotConnected", "The hospital was not connected when the round opened.")
+            for node_id, hospital in self._nodes.items()
+            if node_id not in connected
+        ]
+        self.downlink_bytes = wire_bytes(record) * len(node_ids)
+        return self._construct_messages(record, node_ids, MessageType.TRAIN)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Fold replies in one at a time and take the server's step.
+
+        Raises:
+            QuorumMissed: fewer usable replies than the quorum; the state is unchanged.
+        """
+        mean = IntegerMean(len(self.progress.latents))
+        silent = {h.name for h in self._nodes.values()} - {lost.hospital for lost in self.lost}
+        answered: set[str] = set()
+        self.uplink_bytes = 0
+        for reply in replies:
+            hospital = self._nodes.get(reply.metadata.src_node_id)
+            if hospital is None:
+                continue  # a node that is not of this study, or Flower's own error for a node that is gone
+            silent.discard(hospital.name)
+            self._fold(reply, hospital, server_round, mean, answered)
+        self.lost += [LostReply(name, "NoReply", "The hospital did not reply in time.") for name in sorted(silent)]
+        if mean.replies < self.study.quorum:
+            raise QuorumMissed(self._missed(server_round, mean.replies))
+        self.replies = mean.replies
+        self._step(server_round, mean.mean())
+        return self.arrays(), MetricRecord({"replies": mean.replies, "num_examples": mean.weight})
+
+    def _fold(
+        self, reply: Message, hospital: EnrolledHospital, server_round: int, mean: IntegerMean, answered: set[str]
+    ) -> None:
+        if reply.has_error():
+            self.lost.append(LostReply(hospital.name, *refusal_text(reply)))
+            return
+        self.uplink_bytes += wire_bytes(reply.content)
+        try:
+            if hospital.name in answered:
+                raise UpdateRefused("The hospital replied twice; the first reply counts.")
+            mean.add(self._update(reply, hospital, server_round), hospital.num_examples)
+            answered.add(hospital.name)
+            self._on_reply(hospital.name)
+        except Refusal as refusal:
+            self.lost.append(LostReply(hospital.name, refusal.name, str(refusal)))
+
+    def _update(self, reply: Message, hospital: EnrolledHospital, server_round: int) -> Vector:
+        content = TrainReply.from_records(reply.content)
+        expected = (self.study.name, server_round, hospital.name, hospital.num_examples, self.study.uplink_codec)
+        given = (content.study, content.server_round, content.hospital, content.num_examples, content.codec)
+        for what, want, got in zip(("study", "round", "sender", "declared count", "codec"), expected, given, strict=True):
+            if want != got:
+                raise UpdateRefused(f"The reply is of {what} {got!r}, where {want!r} was asked for.")
+        update = decode(content.update, len(self.progress.latents), content.codec)
+        screen(update, self._bound(server_round, hospital.num_examples))
+        return update
+
+    def _bound(self, server_round: int, num_examples: int) -> float:
+        local, count = self.study.local, len(self.progress.latents)
+        bound = norm_bound(local, self.study.learning_rate_at(server_round), num_examples, count)
+        if local.ewc_lambda == 0.0:
+            return bound
+        # EWC's pull moves each latent toward the anchor, never past it.
+        anchor = decode(self._extras["anchor"], count, self.study.downlink_codec)
+        return bound + float(np.linalg.norm(self._sent - anchor))
+
+    def _missed(self, server_round: int, replies: int) -> str:
+        reasons = "; ".join(f"{lost.hospital}: {lost.name}: {lost.message}" for lost in self.lost[:8])
+        return (
+            f"Round {server_round} has {replies} usable replies of the {self.study.quorum} that its quorum asks "
+            f"for ({reasons}). Nothing is lost: mend the hospitals and go on with --resume."
+        )
+
+    def _step(self, server_round: int, mean: Vector) -> None:
+        study, now = self.study, self.progress
+        momentum = (np.float32(study.server_momentum) * now.momentum + mean).astype(np.float32)
+        latents = (now.latents + np.float32(study.server_learning_rate) * momentum).astype(np.float32)
+        average = now.average
+        if server_round > study.rounds - study.averaged_rounds:
+            average = average + latents
+        self.progress = Progress(server_round, latents, momentum, average, now.history)
+
+
+def released_latents(progress: Progress, study: Study) -> Vector:
+    """The mean of the models after the last `averaged_rounds` rounds, float32 (n,)."""
+    counted = min(study.averaged_rounds, study.rounds)
+    return (progress.average / counted).astype(np.float32)

@@ -1,0 +1,92 @@
+"""A study's folder at the coordinator, and what stands where in it.
+
+``study.json``, ``reference.npz`` (public records, optional), ``fixed.npz`` (start, anchor, Fisher and
+teacher, where the study has them), ``checkpoint.bin``, ``progress.jsonl`` (for whoever watches),
+``final.npy`` (the released latents) and ``release/``.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedward.common.config import Study
+from fedward.common.datasets import Split, read_split, save_npz
+from fedward.common.errors import CheckpointRefused, OutputRefused, SettingRefused
+from fedward.common.files import canonical_json, read_bounded, refused_output, write_atomically
+
+_LIMIT = 64 << 20
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Paths and small files of a study's folder."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last closed round."""
+        return self.path / "checkpoint.bin"
+
+    @property
+    def release(self) -> Path:
+        """The signed bundle."""
+        return self.path / "release"
+
+    @property
+    def fixed(self) -> Path:
+        """Vectors that are the same in every round."""
+        return self.path / "fixed.npz"
+
+    @property
+    def final(self) -> Path:
+        """The released latents, float32, as a numpy file: for the coordinator only."""
+        return self.path / "final.npy"
+
+    def create(self, study: Study, reference: Split | None) -> None:
+        """Write the study's settings and public reference records.
+
+        Raises:
+            OutputRefused: the folder holds a study already, or cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise refused_output(self.path, error) from error
+        if (self.path / "study.json").exists():
+            raise OutputRefused(f"{self.path} holds a study already; go on with --resume or name another folder.")
+        if reference is not None:
+            save_npz(self.path / "reference.npz", reference)
+        write_atomically(self.path / "study.json", canonical_json(study.to_dict()))
+
+    def study(self) -> Study:
+        """The study's settings.
+
+        Raises:
+            CheckpointRefused: there is no study, or its file is damaged.
+            SettingRefused: a setting is out of range.
+        """
+        file = self.path / "study.json"
+        if not file.exists():
+            raise CheckpointRefused(f"{self.path} holds no study; name the folder of one, or start without --resume.")
+        try:
+            return Study.from_dict(json.loads(read_bounded(file, _LIMIT)))
+        except (ValueError, SettingRefused) as error:
+            raise CheckpointRefused(f"{file} is damaged ({error}); restore it, or start the study anew.") from error
+
+    def reference(self) -> Split | None:
+        """The public reference records, if the study has any."""
+        file = self.path / "reference.npz"
+        return read_split(file) if file.exists() else None
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Append a line for whoever watches; it is no record of anything, so it is not synced."""
+        line = canonical_json({"event": event, **fields}) + b"\n"
+        try:
+            descriptor = os.open(self.path / "progress.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            with open(descriptor, "ab") as file:
+                file.write(line)
+        except OSError as error:
+            raise refused_output(self.path, error) from error

@@ -1,0 +1,99 @@
+"""Two engines for the same ServerApp and ClientApp: in this process, or Flower's simulation on Ray.
+
+`inproc` is a Flower `Grid` whose nodes are calls of the ClientApp: no Ray, no ports, no processes, and a
+reply is computed only when it is pulled, so one update is in memory at a time.
+"""
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+from fedward.client.app import app as client_app
+from fedward.server.app import STUDY_FOLDER
+from fedward.server.app import app as server_app
+from flwr.app import DEFAULT_TTL, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+_SERVER_NODE = 1
+
+
+class InProcessGrid(Grid):
+    """A Flower Grid over hospitals in this process.
+
+    Args:
+        app: the ClientApp that every node runs.
+        hospitals: number of nodes; node ids are 100, 101, ..., partition ids 0, 1, ....
+        run_config: of every node.
+    """
+
+    def __init__(self, app: ClientApp, hospitals: int, run_config: dict[str, bool | float | int | str]) -> None:
+        """Connect the nodes."""
+        # Flower stamps messages with the identity of the task that its own launchers set.
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, _SERVER_NODE
+        self._app = app
+        self._ids = itertools.count(1)
+        self._pending: dict[str, Message] = {}
+        self._contexts = {
+            100 + index: Context(
+                run_id=1,
+                node_id=100 + index,
+                node_config={"partition-id": index, "num-partitions": hospitals},
+                state=RecordDict(),
+                run_config=run_config,
+            )
+            for index in range(hospitals)
+        }
+
+    def set_run(self, run: Run) -> None:
+        """There is one run in a process."""
+
+    @property
+    def run(self) -> Run:
+        """The one run."""
+        return Run.create_empty(1)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message to one node."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl or DEFAULT_TTL)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """All nodes, always connected."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Accept messages; they are delivered when their reply is pulled."""
+        ids = []
+        for message in messages:
+            message_id = f"m{next(self._ids)}"
+            message.metadata.__dict__["_message_id"] = message_id
+            self._pending[message_id] = message
+            ids.append(message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Run the nodes that these messages went to, and return their replies."""
+        for message_id in message_ids:
+            message = self._pending.pop(message_id, None)
+            if message is not None:
+                yield self._app(message, self._contexts[message.metadata.dst_node_id])
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push and pull."""
+        return list(self.pull_messages(self.push_messages(messages)))
+
+
+def run_in_process(folder: Path, hospitals: int) -> None:
+    """Run the study of `folder` in this process.
+
+    Raises:
+        Refusal: as the ServerApp raises it.
+    """
+    run_config: dict[str, bool | float | int | str] = {STUDY_FOLDER: str(folder)}
+    grid = InProcessGrid(client_app, hospitals, run_config)
+    context = Context(run_id=1, node_id=_SERVER_NODE, node_config={}, state=RecordDict(), run_config=run_config)
+    server_app(grid, context)

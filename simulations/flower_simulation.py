@@ -1,0 +1,135 @@
+"""`--engine ray`: the same apps by `flwr run` on Flower's simulation engine.
+
+Flower would start a SuperLink of its own on a fixed port and leave it running for whatever run comes next;
+here it is one of ours, on a free loopback port, with its state in the study's folder, and ends with the run.
+The bundle that is sent carries no code: the apps are those of the installed package.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedward.common.errors import EngineFailed, Refusal
+from fedward.common import errors
+from fedward.common.files import write_atomically
+from fedward.server.study_folder import StudyFolder
+
+_START_SECONDS = 60.0
+_APP = """[project]
+name = "fedward-study"
+version = "1.0.0"
+description = "No code: the apps are those of the installed fedward."
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedward"
+fab-include = ["/README.md"]
+
+[tool.flwr.app.components]
+serverapp = "fedward.server.app:app"
+clientapp = "fedward.client.app:app"
+
+[tool.flwr.app.config]
+study-folder = ""
+"""
+
+
+def run_on_ray(folder: StudyFolder, hospitals: int) -> None:
+    """Run the study of `folder` with one simulated SuperNode a hospital.
+
+    Raises:
+        Refusal: as the ServerApp refused.
+        EngineFailed: Flower or Ray failed; the study's folder keeps their logs.
+    """
+    work = folder.path.resolve() / "flower"
+    app = work / "app"
+    app.mkdir(parents=True, exist_ok=True)
+    write_atomically(app / "pyproject.toml", _APP.encode())
+    write_atomically(app / "README.md", b"This bundle carries no code.\n")
+    watched = folder.path / "progress.jsonl"
+    seen = watched.stat().st_size if watched.exists() else 0
+    with _superlink(work) as environment:
+        command = [
+            *_tool("flwr"), "run", str(app), "fedward", "--stream",
+            "--run-config", f'study-folder="{folder.path.resolve()}"',
+            "--federation-config", f"num-supernodes={hospitals} client-resources-num-cpus=1",
+        ]  # fmt: skip
+        with (work / "run.log").open("ab") as log:
+            subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if not folder.final.exists():
+        raise _failure(watched, seen, work)
+
+
+def _tool(name: str) -> list[str]:
+    """A console script of this very environment."""
+    return [str(Path(sys.executable).with_name(name))]
+
+
+@contextmanager
+def _superlink(work: Path) -> Iterator[dict[str, str]]:
+    """A SuperLink on loopback for the length of the block; yields the environment of `flwr` commands."""
+    port = _free_port()
+    home = work / "home"
+    home.mkdir(parents=True, exist_ok=True)
+    config = f'[superlink]\ndefault = "fedward"\n\n[superlink.fedward]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    write_atomically(home / "config.toml", config.encode())
+    environment = {
+        **os.environ,
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    command = [
+        *_tool("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
+        "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    with (work / "superlink.log").open("ab") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _wait_until_healthy(port, process, work)
+            yield environment
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_healthy(port: int, process: "subprocess.Popen[bytes]", work: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):  # noqa: S310 - loopback
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise EngineFailed(f"Flower's SuperLink did not start; see {work / 'superlink.log'}.")
+
+
+def _failure(watched: Path, seen: int, work: Path) -> Refusal:
+    """The refusal that the ServerApp noted, or that the engine itself failed."""
+    lines = watched.read_bytes()[seen:].splitlines() if watched.exists() else []
+    for event in map(json.loads, lines):
+        if event["event"] == "refused":
+            kind = getattr(errors, event["name"], EngineFailed)
+            return kind(event["message"])  # type: ignore[no-any-return]
+    return EngineFailed(f"Flower's simulation ended before the study did; see {work / 'run.log'}.")

@@ -1,0 +1,1 @@
+"""One module a published table: `python -m fedward.simulations.studies.NAME --json`."""
