@@ -22,7 +22,9 @@ app = ClientApp()
 
 
 def _folder(context: Context) -> Path:
-    return Path(str(context.run_config[STUDY_FOLDER])) / "hospitals" / str(context.node_config["partition-id"])
+    return (
+        Path(str(context.run_config[STUDY_FOLDER])) / "hospitals" / str(context.node_config["partition-id"])
+    )
 
 
 def _answer(message: Message, content: Callable[[], RecordDict]) -> Message:
@@ -33,7 +35,9 @@ def _answer(message: Message, content: Callable[[], RecordDict]) -> Message:
     except Exception:
         # The text of an unexpected exception may hold private values: it stays in the local log.
         _log.exception("a round failed")
-        return refusal_reply(RequestRefused("The hospital's round failed; see the hospital's own log."), message)
+        return refusal_reply(
+            RequestRefused("The hospital's round failed; see the hospital's own log."), message
+        )
 
 
 @app.query()

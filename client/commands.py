@@ -15,7 +15,10 @@ from fedward.common.files import config_folder
 
 BUDGET_FOLDER = "budget"  # of a hospital's state folder
 
-app = typer.Typer(no_args_is_help=True, help="A hospital's own side of a study.")
+# Without typer's own tracebacks, which show local variables.
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="A hospital's own side of a study."
+)
 
 
 @app.callback()

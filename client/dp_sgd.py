@@ -46,13 +46,27 @@ class KeyedDPOptimizer(DPOptimizer):  # type: ignore[misc]
         self._keyed = generator
         self._denominator = denominator
 
+    def clip_and_accumulate(self) -> None:
+        """Opacus' clipped sum, where a unit whose gradient is not finite counts as zero.
+
+        A model made to overflow on chosen records would else turn the sum into NaN, and the round that then
+        fails would tell, without noise, that such a record is here.
+        """
+        if len(self.grad_samples[0]) > 0:
+            norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in self.grad_samples])
+            broken = ~norms.isfinite().all(dim=0)
+            if broken.any():
+                for parameter in self.params:
+                    parameter.grad_sample[broken] = 0.0
+        super().clip_and_accumulate()
+
     def add_noise(self) -> None:
         """Put sum and noise on the integer grid and add them there, exactly."""
         for parameter in self.params:
             parameter.grad = self._noised(parameter.summed_grad)
 
     def _noised(self, clipped_sum: Tensor) -> Tensor:
-        grid = GRID * self.max_grad_norm
+        grid: float = GRID * self.max_grad_norm
         noise = torch.from_numpy(self._keyed.normal(clipped_sum.numel())).view_as(clipped_sum)
         steps = torch.round(clipped_sum.double() / grid)
         steps += torch.round(noise * (self.noise_multiplier / GRID))

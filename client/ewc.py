@@ -13,7 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ElasticPull:
-    """theta <- (theta + lr*lambda*F*anchor) / (1 + lr*lambda*F), elementwise.
+    """theta <- (theta + p*anchor) / (1 + p), elementwise, with the pull p = lr*lambda*F.
+
+    Computed as a step from theta to the anchor with the weight 1 / (1 + 1/p), which is exact at the anchor,
+    for no pull, and for one too large for float32.
 
     Attributes:
         anchor: latents of the earlier task, float32, one tensor a parameter.
@@ -30,4 +33,4 @@ class ElasticPull:
         """Pull `latents` toward the anchor, in place."""
         for latent, anchor, fisher in zip(latents, self.anchor, self.fisher_diagonal, strict=True):
             pull = learning_rate * self.ewc_lambda * fisher
-            latent.add_(pull * anchor).div_(1.0 + pull)
+            latent.lerp_(anchor, 1.0 / (1.0 + 1.0 / pull))

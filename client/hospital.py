@@ -114,7 +114,9 @@ class Hospital:
     def _check(self, settings: LocalSettings) -> None:
         shape = (settings.height, settings.width, settings.channels)
         if self._records.images.shape[1:] != shape:
-            raise RequestRefused(f"The study trains on images of shape {shape}; this hospital's have another.")
+            raise RequestRefused(
+                f"The study trains on images of shape {shape}; this hospital's have another."
+            )
         if settings.noise_multiplier == 0.0 and (self.profile.seed is None or self.budget is not None):
             raise RequestRefused("The study asks for training without noise, which this hospital never does.")
 
@@ -122,7 +124,9 @@ class Hospital:
         seed = self.profile.seed
         if seed is not None:
             return KeyedGenerator.from_seed(seed, request.study, self.profile.name, request.server_round)
-        charged = self.budget is not None and self.budget.find(request.study, request.server_round) is not None
+        charged = (
+            self.budget is not None and self.budget.find(request.study, request.server_round) is not None
+        )
         return self._keys.open(key_name, charged)
 
     def _charge(self, request: TrainRequest, digest: str, generator: KeyedGenerator) -> None:
@@ -131,7 +135,9 @@ class Hospital:
         if settings.noise_multiplier == 0.0:
             return
         if self.budget is None or self.budget.terms.unit != settings.unit:
-            raise BudgetRefused(f"This hospital has no budget by {settings.unit} for its records; import them first.")
+            raise BudgetRefused(
+                f"This hospital has no budget by {settings.unit} for its records; import them first."
+            )
         if settings.target_delta != self.budget.terms.delta:
             raise BudgetRefused(f"The study's delta is {settings.target_delta:g}, the budget's another.")
         whole = settings.local_steps * settings.rounds
@@ -169,7 +175,9 @@ def _unpack(request: TrainRequest) -> dict[str, Vector]:
     expected |= {ANCHOR, FISHER} if request.settings.ewc_lambda > 0.0 else set()
     expected |= {TEACHER} if request.settings.distillation_alpha > 0.0 else set()
     if set(request.vectors) != expected:
-        raise RequestRefused(f"The study's settings need {sorted(expected)}, the request has {sorted(request.vectors)}.")
+        raise RequestRefused(
+            f"The study's settings need {sorted(expected)}, the request has {sorted(request.vectors)}."
+        )
     count = parameter_count(build_student(request.settings.spec))
     return {name: decode(payload, count, request.codec[0]) for name, payload in request.vectors.items()}
 

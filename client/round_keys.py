@@ -35,7 +35,9 @@ class RoundKeys:
         path = self._folder / f"{name}.key"
         if not path.exists():
             if is_charged:
-                raise RequestRefused("The round was charged, but its generator's key is gone; ask for a new round.")
+                raise RequestRefused(
+                    "The round was charged, but its generator's key is gone; ask for a new round."
+                )
             write_atomically(path, os.urandom(KEY_BYTES), 0o600)
         return KeyedGenerator(read_bounded(path, KEY_BYTES, refusal=RequestRefused))
 

@@ -89,7 +89,7 @@ class UnitGradients:
         self._teacher = _frozen_teacher(work)
 
     def accumulate(self, optimizer: KeyedDPOptimizer, local_step: int) -> None:
-        """One logical step: sample, then clip and sum batch by batch; the last batch notes, noises and steps."""
+        """One logical step: sample, then clip and sum batch by batch; the last batch noises and steps."""
         draws = self._generator.derive("step", local_step)
         units = draws.derive("poisson").poisson_sample(len(self._records.images), self._settings.sample_rate)
         size = max(1, PHYSICAL_ROWS // self._settings.views)
@@ -97,7 +97,9 @@ class UnitGradients:
         views = draws.derive("views")
         for number, batch in enumerate(batches):
             optimizer.signal_skip_step(do_skip=number + 1 < len(batches))
-            for parameter, gradient in zip(self._model.parameters(), self._compute(batch, views), strict=True):
+            for parameter, gradient in zip(
+                self._model.parameters(), self._compute(batch, views), strict=True
+            ):
                 parameter.grad_sample = gradient  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad()
@@ -107,7 +109,9 @@ class UnitGradients:
         images = augment(to_tensor(self._records.images[rows]), self._settings.augmentation, draws)
         labels = torch.from_numpy(self._records.labels[rows])
         teacher = None if self._teacher is None else self._teacher(images)
-        return self._engine.compute(images, lambda logits: self._loss(logits, labels, teacher), self._settings.views)
+        return self._engine.compute(
+            images, lambda logits: self._loss(logits, labels, teacher), self._settings.views
+        )
 
     def _loss(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
         settings, alpha = self._settings, self._settings.distillation_alpha

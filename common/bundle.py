@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import zstandard
+
 from fedward.common.archive import files_of, tar_of
 from fedward.common.errors import BundleRefused, OutputRefused, Refusal, SignatureRefused
 from fedward.common.files import (

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from fedward.common.bundle import Bundle, inspect_bundle, pack_tar, read_bundle
 from fedward.common.errors import OutputRefused, Refusal
 from fedward.common.files import write_atomically

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import click
 import typer
+
 from fedward.common.errors import Refusal
 from fedward.common.printing import printable
 

@@ -20,6 +20,7 @@ _MAGIC = b"FWD1"
 _HEADER = struct.Struct("<4sB3xQ")
 BLOCK = 4096
 MAXIMUM_COUNT = 1 << 28
+_LARGEST = np.float32(3.4e38)  # a little below float32's: 127 steps of it do not overflow
 CODECS = {"fp32": 1, "int8": 2}
 
 
@@ -45,13 +46,13 @@ def _encode_int8(vector: Vector) -> bytes:
     step = (np.abs(blocks).max(axis=1) / np.float32(127)).astype("<f4")
     safe = np.where(step > 0, step, np.float32(1))[:, None]
     codes = np.clip(np.rint(blocks / safe), -127, 127).astype(np.int8)
-    return step.tobytes() + codes.reshape(-1)[: len(vector)].tobytes()
+    return bytes(step.tobytes()) + codes.reshape(-1)[: len(vector)].tobytes()
 
 
-def _decode_int8(body: memoryview, count: int) -> Vector:
+def _decode_int8(body: bytes, count: int) -> Vector:
     step = np.frombuffer(body[: 4 * _blocks(count)], "<f4")
     codes = np.frombuffer(body[4 * _blocks(count) :], np.int8)
-    return codes.astype(np.float32) * np.repeat(step, BLOCK)[:count]
+    return np.asarray(codes * np.repeat(step, BLOCK)[:count], np.float32)
 
 
 def _body_size(name: str, count: int) -> int:
@@ -63,10 +64,10 @@ def encode(vector: Vector, codec: str) -> Payload:
 
     Raises:
         UnknownName: there is no such codec.
-        PayloadRefused: the vector is not finite.
+        PayloadRefused: the vector is not finite, or holds values above 3.4e38.
     """
     identity = codec_id(codec)
-    if not np.isfinite(vector).all():
+    if not (np.abs(vector) <= _LARGEST).all():
         raise PayloadRefused("A vector with NaN or infinite values is not encoded; lower the learning rate.")
     body = vector.astype("<f4").tobytes() if codec == "fp32" else _encode_int8(vector)
     return np.frombuffer(_HEADER.pack(_MAGIC, identity, len(vector)) + body, np.uint8)
@@ -82,14 +83,16 @@ def decode(payload: Payload, count: int, codec: str) -> Vector:
     identity = codec_id(codec)
     if payload.dtype != np.uint8 or payload.ndim != 1 or len(payload) < _HEADER.size:
         raise PayloadRefused("A packed vector is a flat uint8 array with a header; this is not one.")
-    data = memoryview(np.ascontiguousarray(payload)).cast("B")
+    data = payload.tobytes()
     magic, given, claimed = _HEADER.unpack_from(data)
-    if magic != _MAGIC or given != identity or bytes(data[5:8]) != bytes(3):
+    if magic != _MAGIC or given != identity or data[5:8] != bytes(3):
         raise PayloadRefused(f"The packed vector is not in codec {codec!r} of this version.")
     if claimed != count or count > MAXIMUM_COUNT:
         raise PayloadRefused(f"The packed vector claims {claimed} values where {count} are expected.")
     if len(data) != _HEADER.size + _body_size(codec, count):
-        raise PayloadRefused(f"The packed vector has {len(data)} bytes, which does not fit its {count} values.")
+        raise PayloadRefused(
+            f"The packed vector has {len(data)} bytes, which does not fit its {count} values."
+        )
     body = data[_HEADER.size :]
     vector = np.frombuffer(body, "<f4").astype(np.float32) if codec == "fp32" else _decode_int8(body, count)
     if not np.isfinite(vector).all():

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from fedward.common.errors import DatasetRefused
 from fedward.common.files import write_atomically
 from fedward.common.medmnist_sets import MEDMNIST_SETS

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from fedward.common.errors import GoldenRefused
 from fedward.common.npz import read_rows
 

@@ -12,6 +12,7 @@ from fedward.common.randomness import KeyedGenerator
 # Public constants: pixel/255, then (x - MEAN) / STD. Statistics of private images are not used.
 MEAN = 0.5
 STD = 0.5
+_DRAWS = 6  # two shifts, angle, scale, contrast, brightness
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
@@ -20,8 +21,8 @@ def to_tensor(images: np.ndarray) -> Tensor:
     return planes.div_(255.0).sub_(MEAN).div_(STD)
 
 
-def _uniform(generator: KeyedGenerator, count: int, low: float, high: float) -> Tensor:
-    return torch.from_numpy(low + (high - low) * generator.uniform(count)).to(torch.float32)
+def _between(uniforms: Tensor, low: float, high: float) -> Tensor:
+    return low + (high - low) * uniforms
 
 
 def augment(images: Tensor, kind: str, generator: KeyedGenerator) -> Tensor:
@@ -31,22 +32,23 @@ def augment(images: Tensor, kind: str, generator: KeyedGenerator) -> Tensor:
         images: (m, c, h, w) in [-1, 1].
         kind: none; shift (up to 7% of a side); affine (rotation to 10 degrees, scale .9 to 1.1, shift to 7%,
             contrast .8 to 1.25 and brightness to .1).
-        generator: draws the same number of values for the same m.
+        generator: gives each image the next `_DRAWS` values, so that cutting a batch in two changes no view.
     """
     count = len(images)
     if kind == "none" or count == 0:
         return images
-    shift = [_uniform(generator, count, -0.14, 0.14) for _ in range(2)]  # of a half side
+    draws = torch.from_numpy(generator.uniform(count * _DRAWS).reshape(count, _DRAWS)).to(torch.float32)
+    shift = [_between(draws[:, column], -0.14, 0.14) for column in (0, 1)]  # of a half side
     angle, scale = torch.zeros(count), torch.ones(count)
     if kind == "affine":
-        angle = _uniform(generator, count, -math.pi / 18, math.pi / 18)
-        scale = _uniform(generator, count, 0.9, 1.1)
+        angle = _between(draws[:, 2], -math.pi / 18, math.pi / 18)
+        scale = _between(draws[:, 3], 0.9, 1.1)
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     theta = torch.stack([cos, -sin, shift[0], sin, cos, shift[1]], dim=1).view(count, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     if kind == "shift":
         return moved
-    contrast = _uniform(generator, count, 0.8, 1.25).view(-1, 1, 1, 1)
-    brightness = _uniform(generator, count, -0.1, 0.1).view(-1, 1, 1, 1)
+    contrast = _between(draws[:, 4], 0.8, 1.25).view(-1, 1, 1, 1)
+    brightness = _between(draws[:, 5], -0.1, 0.1).view(-1, 1, 1, 1)
     return (moved * contrast + brightness).clamp(-1.0, 1.0)

@@ -28,7 +28,9 @@ def classification(logits: Tensor, labels: Tensor, task: str, offset: Tensor | N
     """
     adjusted = logits if offset is None else logits + offset
     if task == "multi-label":
-        return F.binary_cross_entropy_with_logits(adjusted, labels.to(logits.dtype), reduction="none").mean(dim=1)
+        return F.binary_cross_entropy_with_logits(adjusted, labels.to(logits.dtype), reduction="none").mean(
+            dim=1
+        )
     return F.cross_entropy(adjusted, labels, reduction="none")
 
 

@@ -78,7 +78,7 @@ class TrainRequest:
             server_round=_typed(header, "round", int),
             settings=LocalSettings.from_dict(header["settings"]),
             learning_rate=float(_typed(header, "learning_rate", float)),
-            codec=(str(header["codec"][0]), str(header["codec"][1])),
+            codec=_codecs(header["codec"]),
             vectors=_vectors(content, MODEL),
         )
 
@@ -127,14 +127,22 @@ class TrainReply:
         )
 
 
-def _header(content: RecordDict, key: str, names: set[str]) -> dict[str, object] | dict[str, list[object]]:
+def _header(content: RecordDict, key: str, names: set[str]) -> dict[str, object]:
     try:
         value = parse_canonical(cast(bytes, content.config_records[CONFIG][key]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise PayloadRefused(f"A message carries no readable {key}; its sender is of another version.") from error
+        raise PayloadRefused(
+            f"A message carries no readable {key}; its sender is of another version."
+        ) from error
     if not isinstance(value, dict) or set(value) != names:
         raise PayloadRefused(f"A message's {key} has other fields than this version's.")
     return value
+
+
+def _codecs(value: object) -> tuple[str, str]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise PayloadRefused("A message's field codec is not the names of two codecs.")
+    return str(value[0]), str(value[1])
 
 
 def _typed(header: dict, name: str, kind: type):  # type: ignore[no-untyped-def, type-arg]
@@ -174,4 +182,7 @@ def refusal_text(message: Message) -> tuple[str, str]:
     name, separator, sentence = reason.partition(": ")
     if message.error.code == REFUSED and separator:
         return name, sentence
-    return "HospitalFailed", f"The hospital's app failed (Flower error {message.error.code}); see its own log."
+    return (
+        "HospitalFailed",
+        f"The hospital's app failed (Flower error {message.error.code}); see its own log.",
+    )

@@ -5,6 +5,7 @@ No BatchNorm, no learned activation range, no running statistic: each would read
 noise. Shapes: images (n, channels, height, width) float32 in [-1, 1]; logits (n, classes).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,7 +122,7 @@ def build_student(spec: StudentSpec) -> nn.Sequential:
 
 @torch.no_grad()
 def initialise(model: nn.Module, generator: KeyedGenerator) -> None:
-    """He initialisation (He et al. 2015) of every weight from the keyed generator; norms start at identity."""
+    """He initialisation (He et al. 2015) of every weight by the keyed generator; norms start at identity."""
     for name, parameter in model.named_parameters():
         if parameter.dim() < 2:
             parameter.fill_(1.0 if name.endswith("weight") else 0.0)
@@ -141,7 +142,7 @@ def flatten(tensors: list[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors]).to(torch.float32)
 
 
-def unflatten(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
+def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The inverse of `flatten`: views of `vector` with the shapes of `like`.
 
     Raises:
@@ -150,4 +151,4 @@ def unflatten(vector: Tensor, like: list[Tensor]) -> list[Tensor]:
     sizes = [tensor.numel() for tensor in like]
     if vector.numel() != sum(sizes):
         raise ValueError(f"a vector of {vector.numel()} values does not fill {sum(sizes)} parameters")
-    return [part.view_as(tensor) for part, tensor in zip(vector.split(sizes), like, strict=True)]
+    return [part.view_as(tensor) for part, tensor in zip(torch.split(vector, sizes), like, strict=True)]

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+
 from fedward.common.errors import DatasetRefused
 
 # The largest sets that a laptop can hold pass: 112 120 images of 64 x 64 are .46 GB.

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedward.common.errors import SettingRefused
 
+_ONCE = "Per-sample gradients need each layer to be used exactly once a forward pass."
 # (layer, input (m, ...), gradient of the output (m, ...), units) -> one gradient (units, *shape) a parameter
 _Rule = Callable[[Any, Tensor, Tensor, int], list[Tensor]]
 
@@ -33,17 +35,14 @@ def _by_unit(rows: Tensor, units: int) -> Tensor:
 
 def _conv2d(layer: nn.Conv2d, inputs: Tensor, grad: Tensor, units: int) -> list[Tensor]:
     groups, kernel = layer.groups, layer.kernel_size
-    if kernel == (1, 1) and layer.stride == (1, 1):
+    if kernel == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0):
         patches = inputs.flatten(2)
     else:
         patches = F.unfold(inputs, kernel, layer.dilation, _padding(layer), layer.stride)
     patches = _by_unit(patches, units)  # (u, in*k*k, p)
     outputs = _by_unit(grad.flatten(2), units)  # (u, out, p)
-    split = (outputs.unflatten(1, (groups, -1)), patches.unflatten(1, (groups, -1)))
-    if groups == 1:
-        weight = torch.bmm(outputs, patches.transpose(1, 2))
-    else:
-        weight = torch.matmul(split[0], split[1].transpose(2, 3))  # (u, g, out/g, in/g*k*k)
+    by_group = [rows.reshape(units * groups, -1, rows.shape[2]) for rows in (outputs, patches)]
+    weight = torch.bmm(by_group[0], by_group[1].transpose(1, 2))  # (u*g, out/g, in/g*k*k)
     gradients = [weight.reshape(units, *layer.weight.shape)]
     return gradients if layer.bias is None else [*gradients, outputs.sum(dim=2)]
 
@@ -64,7 +63,8 @@ def _linear(layer: nn.Linear, inputs: Tensor, grad: Tensor, units: int) -> list[
 def _group_norm(layer: nn.GroupNorm, inputs: Tensor, grad: Tensor, units: int) -> list[Tensor]:
     normalised = F.group_norm(inputs, layer.num_groups, eps=layer.eps)
     weight = _by_unit((grad * normalised).flatten(2), units).sum(dim=2)
-    return [weight, _by_unit(grad.flatten(2), units).sum(dim=2)]
+    shift = _by_unit(grad.flatten(2), units).sum(dim=2)
+    return [weight] if layer.bias is None else [weight, shift]
 
 
 RULES: dict[type[nn.Module], _Rule] = {nn.Conv2d: _conv2d, nn.Linear: _linear, nn.GroupNorm: _group_norm}
@@ -74,8 +74,15 @@ def parametric_layers(model: nn.Module) -> list[nn.Module]:
     """The layers that own parameters, in `model.parameters()` order.
 
     Raises:
-        SettingRefused: a layer without a rule here (BatchNorm, attention as one block, a bare parameter).
+        SettingRefused: a layer without a rule here (attention as one block, a bare parameter), one that mixes
+            the records of a batch or remembers them (BatchNorm, range observers), a parameter in two layers.
     """
+    for layer in model.modules():
+        if isinstance(layer, _BatchNorm) or any(True for _ in layer.buffers(recurse=False)):
+            raise SettingRefused(
+                f"A layer of type {type(layer).__name__} carries records' statistics to other records, which no "
+                "clip bounds; use GroupNorm and fixed ranges."
+            )
     layers = [layer for layer in model.modules() if any(True for _ in layer.parameters(recurse=False))]
     for layer in layers:
         if type(layer) not in RULES:
@@ -83,7 +90,22 @@ def parametric_layers(model: nn.Module) -> list[nn.Module]:
                 f"There is no exact per-sample gradient for a layer of type {type(layer).__name__}; "
                 f"use {', '.join(sorted(kind.__name__ for kind in RULES))}."
             )
+    owned = [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+    if len(set(owned)) != len(owned):
+        raise SettingRefused("Two layers share a parameter; per-sample gradients need one layer for each.")
     return layers
+
+
+class _Passage:
+    """What went into a layer and came out of it; detached tensors share the version counter."""
+
+    def __init__(self, inputs: Tensor, output: Tensor) -> None:
+        self.inputs, self.output = inputs, output
+        self._versions = (inputs._version, output._version)
+
+    @property
+    def was_overwritten(self) -> bool:
+        return (self.inputs._version, self.output._version) != self._versions
 
 
 class PerSampleGradients:
@@ -108,28 +130,43 @@ class PerSampleGradients:
             images: (units * views, channels, height, width).
             loss: logits (units * views, classes) -> loss of each row, (units * views,).
             views: rows of a unit; their gradients are averaged.
+
+        Raises:
+            SettingRefused: the forward pass uses a layer not exactly once, or changes a layer's input or
+                output in place.
+            ValueError: the rows do not fill whole units, or the loss is not one value a row.
         """
+        if len(images) % views:
+            raise ValueError(f"{len(images)} rows do not fill units of {views} views")
         if len(images) == 0:
             return [torch.zeros(0, *parameter.shape) for parameter in self._model.parameters()]
-        seen: list[tuple[Tensor, Tensor]] = []
+        seen: dict[nn.Module, _Passage] = {}
 
         def remember(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if layer in seen:
+                raise SettingRefused(_ONCE)
             if not output.requires_grad:
                 output.requires_grad_()  # the first layer's output is where the graph begins
-            seen.append((inputs[0].detach(), output))
+            seen[layer] = _Passage(inputs[0].detach(), output)
 
         handles = [layer.register_forward_hook(remember) for layer in self._layers]
         self._model.requires_grad_(False)
         try:
-            total = loss(self._model(images)).sum() / views
+            rows = loss(self._model(images))
         finally:
             self._model.requires_grad_(True)
             for handle in handles:
                 handle.remove()
         if len(seen) != len(self._layers):
-            raise SettingRefused("Per-sample gradients need each layer to be used exactly once a forward pass.")
-        outer = torch.autograd.grad(total, [output for _, output in seen])
-        return self._gradients([inputs for inputs, _ in seen], outer, len(images) // views)
+            raise SettingRefused(_ONCE)
+        if rows.shape != (len(images),):
+            raise ValueError(f"the loss has shape {tuple(rows.shape)}, not one value for {len(images)} rows")
+        # By layer, not by order of use: a forward pass may use layers in another order than they are listed.
+        passages = [seen[layer] for layer in self._layers]
+        if any(passage.was_overwritten for passage in passages):
+            raise SettingRefused("Per-sample gradients need layers' outputs as they were; use no in-place steps.")
+        outer = torch.autograd.grad(rows.sum() / views, [passage.output for passage in passages])
+        return self._gradients([passage.inputs for passage in passages], outer, len(images) // views)
 
     @torch.no_grad()
     def _gradients(self, inputs: list[Tensor], outer: tuple[Tensor, ...], units: int) -> list[Tensor]:

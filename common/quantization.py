@@ -28,9 +28,10 @@ def _by_channel(scale: Tensor, like: Tensor) -> Tensor:
 def ternary(latent: Tensor) -> Quantized:
     """Codes in {-1, 0, 1}; threshold .7 of a channel's mean magnitude, scale the mean above it.
 
-    Idempotent: the dequantised weight has the same codes and scale again. An all-zero channel has scale 0.
+    Idempotent to the last bit: the dequantised weight has the same codes and scale again, because sums of
+    float32 are taken in float64. An all-zero channel has scale 0; one with NaN or infinity dequantises to NaN.
     """
-    magnitude = latent.detach().abs().flatten(1)
+    magnitude = latent.detach().double().abs().flatten(1)
     kept = magnitude > _TERNARY_THRESHOLD * magnitude.mean(dim=1, keepdim=True)
     scale = (magnitude * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
     codes = latent.detach().sign() * kept.view_as(latent)
@@ -38,7 +39,11 @@ def ternary(latent: Tensor) -> Quantized:
 
 
 def int8(latent: Tensor) -> Quantized:
-    """Codes in -127..127; scale a channel's largest magnitude over 127. An all-zero channel has scale 0."""
+    """Codes in -127..127; scale a channel's largest magnitude over 127.
+
+    Idempotent to the last bit. An all-zero channel has scale 0; one with NaN or infinity dequantises to NaN
+    wherever that stood.
+    """
     scale = (latent.detach().abs().flatten(1).amax(dim=1) / 127.0).to(torch.float32)
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
     codes = torch.round(latent.detach() / _by_channel(safe, latent)).clamp(-127, 127)

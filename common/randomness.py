@@ -52,7 +52,7 @@ class KeyedGenerator:
         return hashlib.sha256(b"fedward key digest" + self._key).hexdigest()
 
     def derive(self, *labels: str | int) -> "KeyedGenerator":
-        """An independent generator for a purpose: HMAC-SHA256 of the length-prefixed labels under this key."""
+        """An independent generator for a purpose: HMAC-SHA256 of length-prefixed labels under this key."""
         mac = hmac.new(self._key, digestmod=hashlib.sha256)
         for label in labels:
             text = f"{type(label).__name__}:{label}".encode()
@@ -63,15 +63,20 @@ class KeyedGenerator:
         """The next `count` bytes of the stream."""
         whole, rest = divmod(count, _BLOCK)
         zeros = bytes(_BLOCK)
-        return b"".join([self._stream.update(zeros) for _ in range(whole)] + [self._stream.update(bytes(rest))])
+        return b"".join(
+            [self._stream.update(zeros) for _ in range(whole)] + [self._stream.update(bytes(rest))]
+        )
 
     def words(self, count: int) -> npt.NDArray[np.uint64]:
         """The next `count` 64-bit words, little-endian."""
         return np.frombuffer(self.bytes(8 * count), dtype="<u8").astype(np.uint64)
 
     def uniform(self, count: int) -> npt.NDArray[np.float64]:
-        """`count` uniforms on the open interval (0, 1): midpoints of 2^53 equal cells."""
-        return ((self.words(count) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        """`count` uniforms on the open interval (0, 1): midpoints of 2^52 equal cells.
+
+        Not 2^53: their midpoints are no doubles above 1/2, and the last would round to 1.
+        """
+        return ((self.words(count) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
 
     def normal(self, count: int) -> npt.NDArray[np.float64]:
         """`count` standard Gaussian draws, by inversion."""

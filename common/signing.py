@@ -22,6 +22,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
+
 from fedward.common.errors import SignatureRefused, TrustRefused
 from fedward.common.files import (
     canonical_json,

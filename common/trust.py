@@ -17,6 +17,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
+
 from fedward.common.errors import TrustRefused
 from fedward.common.files import canonical_json, config_folder, read_bounded, write_atomically
 

@@ -56,7 +56,7 @@ def _temperature(logits: Vector, labels: np.ndarray, task: str) -> float:
 
 
 def _thresholds(logits: Vector, labels: np.ndarray, task: str, zeros: tuple[float, ...]) -> tuple[float, ...]:
-    """Thresholds of greatest balanced accuracy: for binary and for each label; multi-class keeps the argmax."""
+    """Thresholds of greatest balanced accuracy, one a label; multi-class keeps the argmax."""
     if task == "binary":
         return (_best_threshold(logits[:, 1] - logits[:, 0], labels),)
     if task == "multi-label":

@@ -81,13 +81,17 @@ def load_checkpoint(path: Path, study: Study) -> Progress:
     data = read_bounded(path, _LIMIT, refusal=CheckpointRefused)
     body = data[len(_MAGIC) + 32 :]
     if data[: len(_MAGIC)] != _MAGIC or hashlib.sha256(body).digest() != data[len(_MAGIC) :][:32]:
-        raise CheckpointRefused(f"{path} is cut short or damaged; restore it from a copy, or start the study anew.")
+        raise CheckpointRefused(
+            f"{path} is cut short or damaged; restore it from a copy, or start the study anew."
+        )
     try:
         with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
             header = json.loads(arrays["header"].tobytes())
             latents, momentum, average = arrays["latents"], arrays["momentum"], arrays["average"]
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise CheckpointRefused(f"{path} is not a checkpoint of this version; start the study anew.") from error
+        raise CheckpointRefused(
+            f"{path} is not a checkpoint of this version; start the study anew."
+        ) from error
     if header["study"] != study_digest(study):
         raise CheckpointRefused(f"{path} is of another study; name that study's folder, or start anew.")
     return Progress(header["round"], latents, momentum, average, header["history"])

@@ -70,11 +70,18 @@ def _linear(graph: _Graph, layer: nn.Linear, value: str, parameters: list[str]) 
 
 
 def _group_norm(graph: _Graph, layer: nn.GroupNorm, value: str, parameters: list[str]) -> str:
-    return graph.node("GroupNormalization", [value, *parameters], num_groups=layer.num_groups, epsilon=layer.eps)
+    return graph.node(
+        "GroupNormalization", [value, *parameters], num_groups=layer.num_groups, epsilon=layer.eps
+    )
 
 
 def _average_pool(graph: _Graph, layer: nn.AvgPool2d, value: str, parameters: list[str]) -> str:
-    return graph.node("AveragePool", [value], kernel_shape=list(layer.kernel_size), strides=list(layer.stride))
+    kernel = _pair(layer.kernel_size)
+    return graph.node("AveragePool", [value], kernel_shape=kernel, strides=kernel)
+
+
+def _pair(size: int | tuple[int, int]) -> list[int]:
+    return [size, size] if isinstance(size, int) else list(size)
 
 
 _WRITERS: dict[type[nn.Module], Callable[[_Graph, Any, str, list[str]], str]] = {
@@ -100,7 +107,7 @@ def _write(graph: _Graph, module: nn.Module, prefix: str, value: str) -> str:
 
 
 def to_onnx(settings: LocalSettings, latents: Vector) -> bytes:
-    """The serialized ONNX model of Q(latents): input `images` float32 (n, c, h, w), output `logits` (n, classes).
+    """The ONNX model of Q(latents): `images` float32 (n, c, h, w) in, `logits` float32 (n, classes) out.
 
     Equal latents give equal bytes.
     """
@@ -127,15 +134,16 @@ def to_onnx(settings: LocalSettings, latents: Vector) -> bytes:
 
 
 def latents_of(onnx_bytes: bytes, settings: LocalSettings) -> Vector:
-    """The inverse of `to_onnx` up to quantisation: latents equal to what the graph computes with, float32 (n,).
+    """The inverse of `to_onnx` up to quantisation: latents that equal what the graph computes with.
 
-    Both quantisers are idempotent, so the student that starts from them is the released one.
+    Float32 (n,). Both quantisers are idempotent, so the student that starts from them is the released one.
 
     Raises:
         KeyError, ValueError: the graph is not one of this student.
     """
     stored = {
-        tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load_from_string(onnx_bytes).graph.initializer
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in onnx.load_from_string(onnx_bytes).graph.initializer
     }
     parts = []
     for name, parameter in build_student(settings.spec).named_parameters():
@@ -147,4 +155,4 @@ def latents_of(onnx_bytes: bytes, settings: LocalSettings) -> Vector:
 
 
 def _dequantized(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return codes.astype(np.float32) * scale.reshape(-1, *[1] * (codes.ndim - 1))
+    return np.asarray(codes * scale.reshape(-1, *[1] * (codes.ndim - 1)), np.float32)

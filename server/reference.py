@@ -45,7 +45,8 @@ def halve(records: Split) -> Reference:
     middle = len(order) // 2
     half_a, half_b = order[:middle], order[middle:]
     return Reference(
-        Split(records.images[half_a], records.labels[half_a]), Split(records.images[half_b], records.labels[half_b])
+        Split(records.images[half_a], records.labels[half_a]),
+        Split(records.images[half_b], records.labels[half_b]),
     )
 
 

@@ -19,6 +19,7 @@ from fedward.common.errors import GoldenRefused
 from fedward.common.golden import Golden, golden_bytes
 from fedward.common.images import MEAN, STD
 from fedward.common.manifest import GOLDEN, MODEL, SCHEMA
+from fedward.common.onnx_options import session_options
 from fedward.common.randomness import KeyedGenerator
 from fedward.common.signing import Signer
 from fedward.server.calibration import Calibration, calibrate
@@ -34,7 +35,7 @@ _REPRODUCIBLE = (
     "The noise of this release was drawn from a seed, so that the run can be repeated: it protects nobody. "
     "Train with hospitals' own generators for a guarantee."
 )
-_PRIVATE = "Each site's DP-SGD steps are (epsilon, delta)-differentially private at the unit named, add or remove one."
+_PRIVATE = "Each site's DP-SGD steps are (epsilon, delta)-differentially private: add or remove one unit."
 _NOT_PRIVATE = "This release was trained without differential privacy, on data that must be public."
 
 
@@ -85,9 +86,7 @@ def make_release(
 
 def onnx_session(graph: bytes) -> onnxruntime.InferenceSession:
     """An ONNX student on one CPU thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(graph, session_options(), providers=["CPUExecutionProvider"])
 
 
 def run_onnx(graph: bytes, inputs: np.ndarray) -> Vector:
@@ -105,7 +104,9 @@ def _golden(local: LocalSettings, latents: Vector, graph: bytes) -> Golden:
     expected = student_logits(local, latents, images)
     if not np.allclose(logits, expected, atol=_TOLERANCE):
         worst = float(np.abs(logits - expected).max())
-        raise GoldenRefused(f"The exported graph differs from the student by {worst:.2g}; nothing was released.")
+        raise GoldenRefused(
+            f"The exported graph differs from the student by {worst:.2g}; nothing was released."
+        )
     return Golden(inputs, logits, _TOLERANCE)
 
 
@@ -139,7 +140,9 @@ def _privacy(study: Study, sites: list[SitePrivacy]) -> dict[str, Any]:
     }
 
 
-def _metrics(local: LocalSettings, latents: Vector, reference: Split | None, found: Calibration) -> dict[str, Any]:
+def _metrics(
+    local: LocalSettings, latents: Vector, reference: Split | None, found: Calibration
+) -> dict[str, Any]:
     if reference is None:
         return {"note": EXPLANATION}
     return {"reference_b": measure(local, latents, halve(reference).evaluation, found.thresholds)}

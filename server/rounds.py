@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedward.common.codec import Payload, Vector, encode
+from fedward.common.codec import Vector, encode
 from fedward.common.config import EnrolledHospital, Study
 from fedward.common.datasets import Split
 from fedward.common.errors import PayloadRefused, QuorumMissed
@@ -108,7 +108,9 @@ def enrol(grid: Grid, study: Study, seconds: float = _ENROLMENT_SECONDS) -> dict
         if not new:
             time.sleep(_POLL_SECONDS)
     if len(nodes) < study.quorum:
-        raise QuorumMissed(f"{len(nodes)} of the study's hospitals are connected; its quorum asks for {study.quorum}.")
+        raise QuorumMissed(
+            f"{len(nodes)} of the study's hospitals are connected; its quorum asks for {study.quorum}."
+        )
     return nodes
 
 
@@ -139,7 +141,9 @@ def replies(grid: Grid, messages: Iterable[Message], seconds: float) -> Iterator
             time.sleep(_POLL_SECONDS)
 
 
-def _row(strategy: FedwardAvg, server_round: int, seconds: float, evaluation: Split | None) -> dict[str, object]:
+def _row(
+    strategy: FedwardAvg, server_round: int, seconds: float, evaluation: Split | None
+) -> dict[str, object]:
     figures: dict[str, float | None] = {"auc": None, "accuracy": None, "balanced_accuracy": None}
     if evaluation is not None:
         figures = measure(strategy.study.local, strategy.progress.latents, evaluation)

@@ -115,7 +115,9 @@ class FedwardAvg(FedAvg):
                 continue  # a node that is not of this study, or Flower's own error for a node that is gone
             silent.discard(hospital.name)
             self._fold(reply, hospital, server_round, mean, answered)
-        self.lost += [LostReply(name, "NoReply", "The hospital did not reply in time.") for name in sorted(silent)]
+        self.lost += [
+            LostReply(name, "NoReply", "The hospital did not reply in time.") for name in sorted(silent)
+        ]
         if mean.replies < self.study.quorum:
             raise QuorumMissed(self._missed(server_round, mean.replies))
         self.replies = mean.replies
@@ -123,7 +125,12 @@ class FedwardAvg(FedAvg):
         return self.arrays(), MetricRecord({"replies": mean.replies, "num_examples": mean.weight})
 
     def _fold(
-        self, reply: Message, hospital: EnrolledHospital, server_round: int, mean: IntegerMean, answered: set[str]
+        self,
+        reply: Message,
+        hospital: EnrolledHospital,
+        server_round: int,
+        mean: IntegerMean,
+        answered: set[str],
     ) -> None:
         if reply.has_error():
             self.lost.append(LostReply(hospital.name, *refusal_text(reply)))
@@ -140,9 +147,17 @@ class FedwardAvg(FedAvg):
 
     def _update(self, reply: Message, hospital: EnrolledHospital, server_round: int) -> Vector:
         content = TrainReply.from_records(reply.content)
-        expected = (self.study.name, server_round, hospital.name, hospital.num_examples, self.study.uplink_codec)
+        expected = (
+            self.study.name,
+            server_round,
+            hospital.name,
+            hospital.num_examples,
+            self.study.uplink_codec,
+        )
         given = (content.study, content.server_round, content.hospital, content.num_examples, content.codec)
-        for what, want, got in zip(("study", "round", "sender", "declared count", "codec"), expected, given, strict=True):
+        for what, want, got in zip(
+            ("study", "round", "sender", "declared count", "codec"), expected, given, strict=True
+        ):
             if want != got:
                 raise UpdateRefused(f"The reply is of {what} {got!r}, where {want!r} was asked for.")
         update = decode(content.update, len(self.progress.latents), content.codec)
@@ -161,8 +176,8 @@ class FedwardAvg(FedAvg):
     def _missed(self, server_round: int, replies: int) -> str:
         reasons = "; ".join(f"{lost.hospital}: {lost.name}: {lost.message}" for lost in self.lost[:8])
         return (
-            f"Round {server_round} has {replies} usable replies of the {self.study.quorum} that its quorum asks "
-            f"for ({reasons}). Nothing is lost: mend the hospitals and go on with --resume."
+            f"Round {server_round} has {replies} usable replies; its quorum asks for {self.study.quorum} "
+            f"({reasons}). Nothing is lost: mend the hospitals and go on with --resume."
         )
 
     def _step(self, server_round: int, mean: Vector) -> None:

@@ -56,7 +56,9 @@ class StudyFolder:
         except OSError as error:
             raise refused_output(self.path, error) from error
         if (self.path / "study.json").exists():
-            raise OutputRefused(f"{self.path} holds a study already; go on with --resume or name another folder.")
+            raise OutputRefused(
+                f"{self.path} holds a study already; go on with --resume or name another folder."
+            )
         if reference is not None:
             save_npz(self.path / "reference.npz", reference)
         write_atomically(self.path / "study.json", canonical_json(study.to_dict()))
@@ -70,11 +72,15 @@ class StudyFolder:
         """
         file = self.path / "study.json"
         if not file.exists():
-            raise CheckpointRefused(f"{self.path} holds no study; name the folder of one, or start without --resume.")
+            raise CheckpointRefused(
+                f"{self.path} holds no study; name the folder of one, or start without --resume."
+            )
         try:
             return Study.from_dict(json.loads(read_bounded(file, _LIMIT)))
         except (ValueError, SettingRefused) as error:
-            raise CheckpointRefused(f"{file} is damaged ({error}); restore it, or start the study anew.") from error
+            raise CheckpointRefused(
+                f"{file} is damaged ({error}); restore it, or start the study anew."
+            ) from error
 
     def reference(self) -> Split | None:
         """The public reference records, if the study has any."""

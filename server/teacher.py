@@ -32,7 +32,9 @@ def train_plainly(settings: LocalSettings, records: Split, steps: int, generator
         load_latents(model, latents, settings.spec.precision)
         rows = (draws.words(_BATCH) % np.uint64(len(records.images))).astype(np.int64)
         images = augment(to_tensor(records.images[rows]), "affine", draws)
-        loss = classification(model(images), torch.from_numpy(records.labels[rows]), settings.task, offset).mean()
+        loss = classification(
+            model(images), torch.from_numpy(records.labels[rows]), settings.task, offset
+        ).mean()
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         for latent, gradient in zip(latents, gradients, strict=True):
             latent.grad = gradient

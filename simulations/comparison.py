@@ -27,7 +27,9 @@ def compare(simulation: Simulation, study: Study) -> dict[str, dict[str, float |
         return measure(local, train_plainly(local, records, _PLAIN_STEPS, generator), test)
 
     reference = simulation.reference
-    alone = _one_hospital(study, simulation.hospitals[0], KeyedGenerator.from_seed(seed, "comparison", "alone"))
+    alone = _one_hospital(
+        study, simulation.hospitals[0], KeyedGenerator.from_seed(seed, "comparison", "alone")
+    )
     return {
         "public_only": None if reference is None else plain(halve(reference).calibration, "public"),
         "one_hospital": measure(local, alone, test),
@@ -38,7 +40,8 @@ def compare(simulation: Simulation, study: Study) -> dict[str, dict[str, float |
 def _one_hospital(study: Study, records: Split, generator: KeyedGenerator) -> Vector:
     """The first hospital's own run: the study's rounds, noise and averaging, without the others."""
     local = replace(study.local, ewc_lambda=0.0, distillation_alpha=0.0)
-    latents, kept = torch.from_numpy(initial_latents(study)), []
+    latents = torch.from_numpy(initial_latents(study))
+    kept: list[torch.Tensor] = []
     for server_round in range(1, study.rounds + 1):
         rate = study.learning_rate_at(server_round)
         work = LocalRound(local, rate, study.hospitals[0].num_examples, latents)

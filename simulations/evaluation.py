@@ -33,13 +33,17 @@ REPORT_IMAGES = 256
 
 def fp32_graph(study: Study, latents: Vector) -> bytes:
     """The same student's latents as an fp32 ONNX model: what sizes and speeds are compared with."""
-    settings = type(study.local).from_dict({**study.local.to_dict(), "student": f"fp32-{study.local.spec.family}"})
+    settings = type(study.local).from_dict(
+        {**study.local.to_dict(), "student": f"fp32-{study.local.spec.family}"}
+    )
     return to_onnx(settings, latents)
 
 
 def onnx_logits(graph: bytes, images: np.ndarray) -> Vector:
     """Logits of a release on uint8 images (n, h, w, c), float32 (n, classes)."""
-    batches = [run_onnx(graph, to_tensor(images[i : i + _BATCH]).numpy()) for i in range(0, len(images), _BATCH)]
+    batches = [
+        run_onnx(graph, to_tensor(images[i : i + _BATCH]).numpy()) for i in range(0, len(images), _BATCH)
+    ]
     return np.concatenate(batches)
 
 

@@ -8,14 +8,15 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedward.client.app import app as client_app
-from fedward.server.app import STUDY_FOLDER
-from fedward.server.app import app as server_app
 from flwr.app import DEFAULT_TTL, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from fedward.client.app import app as client_app
+from fedward.server.app import STUDY_FOLDER
+from fedward.server.app import app as server_app
 
 _SERVER_NODE = 1
 
@@ -29,7 +30,9 @@ class InProcessGrid(Grid):
         run_config: of every node.
     """
 
-    def __init__(self, app: ClientApp, hospitals: int, run_config: dict[str, bool | float | int | str]) -> None:
+    def __init__(
+        self, app: ClientApp, hospitals: int, run_config: dict[str, bool | float | int | str]
+    ) -> None:
         """Connect the nodes."""
         # Flower stamps messages with the identity of the task that its own launchers set.
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, _SERVER_NODE
@@ -56,7 +59,12 @@ class InProcessGrid(Grid):
         return Run.create_empty(1)
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """A message to one node."""
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl or DEFAULT_TTL)
@@ -82,7 +90,9 @@ class InProcessGrid(Grid):
             if message is not None:
                 yield self._app(message, self._contexts[message.metadata.dst_node_id])
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
         """Push and pull."""
         return list(self.pull_messages(self.push_messages(messages)))
 
@@ -95,5 +105,7 @@ def run_in_process(folder: Path, hospitals: int) -> None:
     """
     run_config: dict[str, bool | float | int | str] = {STUDY_FOLDER: str(folder)}
     grid = InProcessGrid(client_app, hospitals, run_config)
-    context = Context(run_id=1, node_id=_SERVER_NODE, node_config={}, state=RecordDict(), run_config=run_config)
+    context = Context(
+        run_id=1, node_id=_SERVER_NODE, node_config={}, state=RecordDict(), run_config=run_config
+    )
     server_app(grid, context)

@@ -207,11 +207,8 @@ def _svg(figure: Figure, salt: str) -> str:
     with matplotlib.rc_context({"svg.hashsalt": f"fedward {salt}"}), warnings.catch_warnings():
         # Text is drawn by the reader's fonts, so a glyph missing from matplotlib's is no matter.
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(_METADATA))
+        figure.savefig(text, format="svg", transparent=True)
     return _for_page(text.getvalue())
-
-
-_METADATA = ("Creator", "Date", "Format", "Type")
 
 
 def _for_page(svg: str) -> str:

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedward.common.errors import EngineFailed, Refusal
 from fedward.common import errors
+from fedward.common.errors import EngineFailed, Refusal
 from fedward.common.files import write_atomically
 from fedward.server.study_folder import StudyFolder
 
@@ -40,6 +40,13 @@ clientapp = "fedward.client.app:app"
 
 [tool.flwr.app.config]
 study-folder = ""
+"""
+_CONNECTION = """[superlink]
+default = "fedward"
+
+[superlink.fedward]
+address = "127.0.0.1:{port}"
+insecure = true
 """
 
 
@@ -80,8 +87,7 @@ def _superlink(work: Path) -> Iterator[dict[str, str]]:
     port = _free_port()
     home = work / "home"
     home.mkdir(parents=True, exist_ok=True)
-    config = f'[superlink]\ndefault = "fedward"\n\n[superlink.fedward]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
-    write_atomically(home / "config.toml", config.encode())
+    write_atomically(home / "config.toml", _CONNECTION.format(port=port).encode())
     environment = {
         **os.environ,
         "FLWR_HOME": str(home),
@@ -118,7 +124,7 @@ def _wait_until_healthy(port: int, process: "subprocess.Popen[bytes]", work: Pat
     deadline = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):  # noqa: S310 - loopback
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
@@ -131,5 +137,5 @@ def _failure(watched: Path, seen: int, work: Path) -> Refusal:
     for event in map(json.loads, lines):
         if event["event"] == "refused":
             kind = getattr(errors, event["name"], EngineFailed)
-            return kind(event["message"])  # type: ignore[no-any-return]
+            return kind(event["message"])
     return EngineFailed(f"Flower's simulation ended before the study did; see {work / 'run.log'}.")

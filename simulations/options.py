@@ -71,7 +71,7 @@ class Options:
         if not 1 <= self.hospitals <= 10_000:
             raise SettingRefused(f"A simulation has 1 to 10,000 hospitals, not {self.hospitals}.")
         if self.epsilon is not None and not (math.isfinite(self.epsilon) and 1e-3 <= self.epsilon <= 1e3):
-            raise SettingRefused(f"epsilon must be from 0.001 to 1000, or none; not {self.epsilon}.")
+            raise SettingRefused(f"epsilon is from 0.001 to 1000, or none; not {self.epsilon}.")
         if self.ewc_lambda > 0 and self.continue_from is None:
             raise SettingRefused("--ewc-lambda needs --continue-from: EWC pulls toward an earlier release.")
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+
 from fedward.common.datasets import Split
 from fedward.common.errors import SettingRefused, UnknownName
 

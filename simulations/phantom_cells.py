@@ -5,6 +5,7 @@ No patient is behind any of them, and they teach nothing about patients: they tr
 
 import numpy as np
 import numpy.typing as npt
+
 from fedward.simulations.painting import Canvas, Column, Layer, as_bytes, blob, edge, ellipse
 
 # By the number of classes; the last is the one that may be rare.

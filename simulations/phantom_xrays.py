@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from fedward.simulations.painting import Canvas, Column, Layer, as_bytes, blob, edge, ellipse, line
 
 FINDINGS = ("nodule", "consolidation", "effusion")
@@ -117,7 +118,7 @@ def _consolidation(canvas: Canvas, anatomy: _Anatomy) -> Layer:
     y, x = _place(canvas, anatomy, 0.6)
     patchy: Layer = np.clip(1 + 0.35 * canvas.mottle(9), 0.2, 1.8)
     cloud = blob(canvas, y, x, canvas.uniform(0.2, 0.4))
-    return 0 * cloud * patchy * anatomy.lungs
+    return canvas.uniform(0.13, 0.4) * cloud * patchy * anatomy.lungs
 
 
 def _effusion(canvas: Canvas, anatomy: _Anatomy) -> Layer:

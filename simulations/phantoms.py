@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+
 from fedward.common.datasets import ImageDataset, Split, fingerprint
 from fedward.common.errors import SettingRefused, UnknownName
 from fedward.simulations.painting import Canvas

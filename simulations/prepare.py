@@ -11,7 +11,13 @@ from fedward.common.bundle import model_bytes, read_bundle
 from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings, Study
 from fedward.common.datasets import ImageDataset, Split
-from fedward.common.errors import BundleRefused, CheckpointRefused, DatasetRefused, OutputRefused, SettingRefused
+from fedward.common.errors import (
+    BundleRefused,
+    CheckpointRefused,
+    DatasetRefused,
+    OutputRefused,
+    SettingRefused,
+)
 from fedward.common.files import canonical_json, read_bounded, refused_output, write_atomically
 from fedward.common.manifest import release_digest
 from fedward.common.messages import ANCHOR, FISHER, TEACHER
@@ -44,7 +50,9 @@ class Simulation:
     @property
     def hospitals(self) -> list[Split]:
         """The hospitals' training records."""
-        return make_hospitals(self.dataset.train, self.options.partition, self.options.hospitals, self.options.seed)
+        return make_hospitals(
+            self.dataset.train, self.options.partition, self.options.hospitals, self.options.seed
+        )
 
 
 def prepare(options: Options, out: Path, trust: Path | None) -> Simulation:
@@ -75,7 +83,9 @@ def prepare(options: Options, out: Path, trust: Path | None) -> Simulation:
         )
     if fixed:
         write_atomically(folder.fixed, archive_bytes(fixed))
-    write_atomically(out / OPTIONS, canonical_json({**options.to_dict(), "dataset_sha256": simulation.dataset.sha256}))
+    write_atomically(
+        out / OPTIONS, canonical_json({**options.to_dict(), "dataset_sha256": simulation.dataset.sha256})
+    )
     folder.create(study, reference)
     return simulation
 
@@ -118,7 +128,7 @@ def _make_folder(out: Path) -> None:
 
 
 def _reference(options: Options, dataset: ImageDataset) -> Split | None:
-    """Public reference records: ``val`` (the data set's own validation split), ``none``, or another data set's."""
+    """Public records: ``val`` (the data set's own validation split), ``none``, or another data set's."""
     if options.reference == "none":
         return None
     if options.reference == "val":
@@ -131,7 +141,9 @@ def _reference(options: Options, dataset: ImageDataset) -> Split | None:
 def _check_same_task(other: ImageDataset, dataset: ImageDataset, name: str) -> None:
     same_shape = other.train.images.shape[1:] == dataset.train.images.shape[1:]
     if other.task != dataset.task or len(other.classes) != len(dataset.classes) or not same_shape:
-        raise DatasetRefused(f"The reference data {name} have another task, classes or image shape than the study.")
+        raise DatasetRefused(
+            f"The reference data {name} have another task, classes or image shape than the study."
+        )
 
 
 def _read_parent(path: Path, trust: Path | None) -> tuple[tuple[str, int], tuple[dict[str, object], bytes]]:
@@ -157,11 +169,15 @@ def _fixed(
 def _parent_latents(local: LocalSettings, manifest: dict[str, object], graph: bytes) -> Vector:
     for what, mine in (("student", local.student), ("classes", list(local.classes)), ("task", local.task)):
         if manifest[what] != mine:
-            raise BundleRefused(f"The release to continue from has {what} {manifest[what]!r}, this study {mine!r}.")
+            raise BundleRefused(
+                f"The release to continue from has {what} {manifest[what]!r}, this study {mine!r}."
+            )
     try:
         return latents_of(graph, local)
     except (KeyError, ValueError) as error:
-        raise BundleRefused(f"The release to continue from is not of this study's student: {error}.") from error
+        raise BundleRefused(
+            f"The release to continue from is not of this study's student: {error}."
+        ) from error
 
 
 def _ewc_records(options: Options, local: LocalSettings, reference: Split | None) -> Split:

@@ -14,6 +14,7 @@ from fedward.simulations.wording import (
     percent,
     size,
     small,
+    spent,
     times,
 )
 
@@ -21,21 +22,21 @@ from fedward.simulations.wording import (
 def privacy_section(metrics: Mapping[str, Any]) -> Section:
     """Epsilon by hospital against its budget, with the privacy unit and delta beside it."""
     hospitals, title = metrics["hospitals"], "Privacy spent by hospital"
-    spent = [hospital for hospital in hospitals if hospital["epsilon"] is not None]
-    if not spent:
+    charged = [hospital for hospital in hospitals if hospital["epsilon"] is not None]
+    if not charged:
         text = "No epsilon is shown, because this study trained without differential privacy: nothing bounds "
         text += "what the release may reveal about a patient."
         return Section("privacy", title, missing(text))
     drawn = budget_figure(
-        [hospital["name"] for hospital in spent],
-        [float(hospital["epsilon"]) for hospital in spent],
-        [hospital["budget"] for hospital in spent],
+        [hospital["name"] for hospital in charged],
+        [float(hospital["epsilon"]) for hospital in charged],
+        [hospital["budget"] for hospital in charged],
     )
-    body = paragraph(_privacy_in_words(spent))
-    if len(spent) < len(hospitals):
+    body = paragraph(_privacy_in_words(charged))
+    if len(charged) < len(hospitals):
         without = [hospital["name"] for hospital in hospitals if hospital["epsilon"] is None]
         body += missing(f"Without an epsilon, since trained without differential privacy: {listed(without)}.")
-    described = "; ".join(f"{h['name']} {small(h['epsilon'])} of {small(h['budget'])}" for h in spent)
+    described = "; ".join(f"{h['name']} {spent(h['epsilon'])} of {small(h['budget'])}" for h in charged)
     caption = "Smaller is more private. A hospital refuses to train on once its budget is used up."
     return Section("privacy", title, body + pair(chart(drawn, described, caption), _privacy_table(hospitals)))
 
@@ -83,15 +84,15 @@ def release_section(metrics: Mapping[str, Any]) -> Section:
     )
 
 
-def _privacy_in_words(spent: Sequence[Mapping[str, Any]]) -> str:
-    units = sorted({hospital["unit"] for hospital in spent})
-    deltas = sorted({hospital["delta"] for hospital in spent if hospital["delta"] is not None})
-    most = max(float(hospital["epsilon"]) for hospital in spent)
-    text = f"At most {most:.2f} per {listed(units)}"
+def _privacy_in_words(charged: Sequence[Mapping[str, Any]]) -> str:
+    units = sorted({hospital["unit"] for hospital in charged})
+    deltas = sorted({hospital["delta"] for hospital in charged if hospital["delta"] is not None})
+    most = max(float(hospital["epsilon"]) for hospital in charged)
+    text = f"At most {spent(most)} per {listed(units)}"
     if deltas:
         text += f", at delta {listed([small(delta) for delta in deltas])}"
-    over = [h["name"] for h in spent if h["budget"] is not None and h["epsilon"] > h["budget"]]
-    unlimited = sum(hospital["budget"] is None for hospital in spent)
+    over = [h["name"] for h in charged if h["budget"] is not None and h["epsilon"] > h["budget"]]
+    unlimited = sum(hospital["budget"] is None for hospital in charged)
     if over:
         return f"{text}. OVER BUDGET: {listed(over)}."
     if unlimited:
@@ -104,7 +105,7 @@ def _privacy_table(hospitals: Sequence[Mapping[str, Any]]) -> str:
         (
             hospital["name"],
             hospital["unit"],
-            "without privacy" if hospital["epsilon"] is None else f"{hospital['epsilon']:.3f}",
+            "without privacy" if hospital["epsilon"] is None else spent(hospital["epsilon"]),
             "none set" if hospital["budget"] is None else small(hospital["budget"]),
             "none" if hospital["delta"] is None else small(hospital["delta"]),
         )

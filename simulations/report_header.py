@@ -6,7 +6,7 @@ from typing import Any
 from fedward.common.metrics import macro_auc_standard_error
 from fedward.simulations.markup import escaped
 from fedward.simulations.report_details import ReportDetails
-from fedward.simulations.wording import counted, decimal, percent, size, small, times
+from fedward.simulations.wording import counted, decimal, percent, size, small, spent, times
 
 
 def header(metrics: Mapping[str, Any], details: ReportDetails) -> str:
@@ -93,12 +93,12 @@ def _auc_card(auc: float | None, details: ReportDetails) -> tuple[str, ...]:
 
 
 def _epsilon(hospitals: list[Mapping[str, Any]]) -> tuple[str, str]:
-    spent = [hospital for hospital in hospitals if hospital["epsilon"] is not None]
-    if not spent:
+    charged = [hospital for hospital in hospitals if hospital["epsilon"] is not None]
+    if not charged:
         return "unlimited", "trained without differential privacy"
-    most = max(spent, key=lambda hospital: float(hospital["epsilon"]))
+    most = max(charged, key=lambda hospital: float(hospital["epsilon"]))
     where = f"the most of {len(hospitals)} hospitals" if len(hospitals) > 1 else "one hospital"
     about = f"per {most['unit']}, delta {small(most['delta'])}; {where}"
-    if len(spent) < len(hospitals):
-        about += f"; {len(hospitals) - len(spent)} without privacy"
-    return f"{most['epsilon']:.2f}", about
+    if len(charged) < len(hospitals):
+        about += f"; {len(hospitals) - len(charged)} without privacy"
+    return spent(most["epsilon"]), about

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from fedward.simulations.figures import dots_figure
 from fedward.simulations.markup import Section, chart, missing, pair, paragraph, table
 from fedward.simulations.wording import counted, decimal, percent

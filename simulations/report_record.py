@@ -58,7 +58,8 @@ def refusals_section(metrics: Mapping[str, Any]) -> Section:
     rounds, hospitals, title = metrics["rounds"], len(metrics["hospitals"]), "Refusals and lost replies"
     rows = [row for entry in rounds for row in _refusal_rows(entry, hospitals)]
     if not rows:
-        text = f"Nothing was refused or lost: every one of the {counted(hospitals, 'hospital')} was heard in every round."
+        text = "Nothing was refused or lost: every one of the "
+        text += f"{counted(hospitals, 'hospital')} was heard in every round."
         return Section("refusals", title, paragraph(text))
     shown = rows[:MOST_REFUSALS]
     body = table(

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from fedward.simulations.figures import Line, rounds_figure
 from fedward.simulations.markup import Section, chart, folded, missing, paragraph, table
-from fedward.simulations.wording import decimal, duration, percent, size, small
+from fedward.simulations.wording import decimal, duration, percent, size, spent
 
 _FIGURES = {"auc": "AUC", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy"}
 
@@ -23,7 +24,7 @@ def rounds_section(metrics: Mapping[str, Any]) -> Section:
             "the rounds on; the test split is read only once, at the end."
         )
     else:
-        caption = "Measured after each round on half B of the study's public reference data; no patient's "
+        caption = "Measured after each round on half B of the study's public reference data; no hospital's "
         caption += "image and no test image is read for it."
         body = paragraph(_course(rounds)) + chart(rounds_figure(lines), _course(rounds), caption)
     return Section(
@@ -63,7 +64,7 @@ def _rounds_table(rounds: Sequence[Mapping[str, Any]]) -> str:
             size(entry["uplink_bytes"]),
             size(entry["downlink_bytes"]),
             duration(entry["seconds"]),
-            small(entry["epsilon"]),
+            spent(entry["epsilon"]),
             str(entry["replies"]),
         )
         for entry in rounds

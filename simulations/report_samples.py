@@ -5,11 +5,12 @@ import io
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
+
 from fedward.common.metrics import Ints
 from fedward.simulations.markup import Section, escaped, missing
 from fedward.simulations.report_details import ReportDetails
 from fedward.simulations.wording import counted, listed, percent
-from PIL import Image
 
 SHOWN = 8  # images of each kind
 

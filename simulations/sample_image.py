@@ -1,4 +1,4 @@
-"""`python -m fedward.simulations.sample_image RUN FILE.png`: one test image of a run, to try the release on."""
+"""`python -m fedward.simulations.sample_image RUN FILE.png`: one test image of a run, to try."""
 
 import io
 import sys

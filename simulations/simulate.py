@@ -112,4 +112,6 @@ def _compare(simulation: Simulation, study: Study, console: Console) -> dict[str
 def _details(simulation: Simulation, study: Study, bundle: Bundle, logits: Vector) -> ReportDetails:
     test, task = simulation.dataset.test, study.local.task
     decisions = decide(logits, task, tuple(bundle.manifest["decision"]["thresholds"]))
-    return ReportDetails(logits, test.labels, test.images[:REPORT_IMAGES], decisions, study.local.classes, task)
+    return ReportDetails(
+        logits, test.labels, test.images[:REPORT_IMAGES], decisions, study.local.classes, task
+    )

@@ -1,5 +1,6 @@
 """Numbers as a person reads them: one place for how many digits, which unit, and what None is called."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -48,8 +49,13 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
+def spent(epsilon: float | None) -> str:
+    """A privacy cost, never shown as less than it is."""
+    return ABSENT if epsilon is None else f"{math.ceil(round(1000 * epsilon, 6)) / 1000:.3f}"
+
+
 def small(value: float | None) -> str:
-    """A probability such as delta, or an epsilon."""
+    """A probability such as delta, or a budget."""
     return ABSENT if value is None else f"{value:.3g}"
 
 

@@ -8,16 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
+from onnx import TensorProto, helper, numpy_helper
+
 from fedward.common.bundle import write_bundle
 from fedward.common.golden import Golden, golden_bytes
 from fedward.common.manifest import GOLDEN, MODEL
 from fedward.common.signing import Signer
 from fedward.common.trust import write_trust
-from onnx import TensorProto, helper, numpy_helper
 
 SIDE = 4
 FAR_FUTURE = "2999-01-01T00:00:00Z"
 ReleaseMaker = Callable[..., Path]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "network: fetches packages; deselect with -m 'not network'")
 
 
 def _tiny_model(channels: int, weights: np.ndarray) -> bytes:

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fedward.common import bundle as bundle_module
 from fedward.common.archive import files_of, tar_of
 from fedward.common.bundle import (
@@ -27,8 +30,6 @@ from fedward.common.files import canonical_json, parse_canonical
 from fedward.common.manifest import GOLDEN, MODEL, release_digest, with_files
 from fedward.common.signing import Signer
 from fedward.common.trust import TrustedKey
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 ReleaseMaker = Callable[..., Path]
 FILES = {MODEL: b"model", GOLDEN: b"golden"}

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from fedward.common import datasets, npz_files
 from fedward.common.datasets import ImageDataset, Split, fingerprint, read_npz, read_split, save_npz
 from fedward.common.errors import DatasetRefused, OutputRefused
 from fedward.common.medmnist_sets import MEDMNIST_SETS
 from fedward.common.npz_files import archive_bytes, read_archive
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 COUNTS = {"train": 12, "val": 6, "test": 6}
 in_one_folder = settings(
@@ -48,7 +49,7 @@ def stored(path: Path, **changes: Any) -> Path:
 def refusal(path: Path) -> str:
     with pytest.raises(DatasetRefused) as caught:
         read_npz(path)
-    sentence = str(caught.value)
+    sentence = str(caught.value).replace(str(path), "FILE")  # whose name has words of the test's
     assert sentence.endswith(".")
     return sentence
 
@@ -202,7 +203,7 @@ def test_a_header_that_promises_another_size_is_refused_before_memory_is_taken(
     tmp_path: Path, shape: tuple[int, ...]
 ) -> None:
     path = zipped(tmp_path / "a.npz", {"train_images.npy": npy(np.zeros(4, np.uint8), shape)})
-    assert "header" in refusal(path)
+    assert "not as long as its header says" in refusal(path)
 
 
 def test_a_bomb_is_refused_by_what_it_unpacks_to(tmp_path: Path) -> None:

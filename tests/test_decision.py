@@ -3,10 +3,11 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
-from fedward.common.decision import decide, probabilities
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+
+from fedward.common.decision import decide, probabilities
 
 LOGITS = arrays(
     np.float32,

@@ -4,9 +4,11 @@ import functools
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+
 from fedward.simulations import figures
 from fedward.simulations.figures import (
     Bars,
@@ -21,7 +23,7 @@ from fedward.simulations.figures import (
 HOSTILE = "<b onload='x'>&\"$\\frac{$_^ 漢字" + "w" * 200
 ROUNDS = np.arange(1.0, 6.0)
 NAMES = ("north", HOSTILE, "south")
-DRAWN = {
+DRAWN: dict[str, Callable[[], str]] = {
     "rounds": lambda: rounds_figure([Line("AUC", ROUNDS, ROUNDS / 6), Line(HOSTILE, ROUNDS, ROUNDS / 7)]),
     "rounds with a gap": lambda: rounds_figure(
         [Line("AUC", ROUNDS, np.array([0.5, np.nan, 0.6, np.nan, 0.7]))]
@@ -103,6 +105,10 @@ def test_different_drawings_do_not_share_ids() -> None:
         for name in ("rounds", "roc", "dots", "budget", "bars")
     ]
     assert sum(map(len, ids)) == len(set().union(*ids))
+    twins = [
+        re.findall(r' id="([^"]*)"', dots_figure(NAMES, (0.9, 0.95, 0.8), what)) for what in ("one", "two")
+    ]
+    assert not set(twins[0]) & set(twins[1])
 
 
 def test_a_spent_budget_is_drawn_in_the_warning_colour() -> None:

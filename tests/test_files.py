@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fedward.common.errors import BundleRefused, OutputRefused, PayloadRefused
 from fedward.common.files import (
     canonical_json,
@@ -14,8 +17,6 @@ from fedward.common.files import (
     read_bounded,
     write_atomically,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 VALUES = st.recursive(
     st.none()

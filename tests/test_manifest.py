@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from fedward.common.errors import BundleRefused
 from fedward.common.files import parse_canonical
 from fedward.common.manifest import check_manifest

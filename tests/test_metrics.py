@@ -6,6 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
 from fedward.common.metrics import (
     accuracy,
     balanced_accuracy,
@@ -19,9 +23,6 @@ from fedward.common.metrics import (
     roc_auc,
     roc_curve,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 # Few distinct scores, so that ties are the rule.
 MODERATE = st.floats(-20, 20, width=32)
@@ -126,7 +127,7 @@ def test_multi_class_auc_averages_over_the_classes_present() -> None:
     labels = np.array([0, 1, 0, 1])  # class 2 is absent
     aucs = class_aucs(logits, labels, "multi-class")
     assert aucs[2] is None
-    assert macro_auc(logits, labels, "multi-class") == pytest.approx((aucs[0] + aucs[1]) / 2)
+    assert macro_auc(logits, labels, "multi-class") == pytest.approx(np.mean([aucs[0] or 0, aucs[1] or 0]))
 
 
 def test_multi_label_auc_averages_over_labels_with_both_classes() -> None:
@@ -174,9 +175,9 @@ def test_accuracies_by_hand() -> None:
     labels, decisions = [0, 0, 0, 1], [0, 0, 1, 1]
     assert accuracy(decisions, labels) == 0.75
     assert balanced_accuracy(decisions, labels) == pytest.approx((2 / 3 + 1) / 2)
-    labels, decisions = np.array([[0, 1], [1, 1], [0, 0]]), np.array([[0, 1], [0, 1], [0, 1]])
-    assert accuracy(decisions, labels) == pytest.approx(4 / 6)
-    assert balanced_accuracy(decisions, labels) == pytest.approx((0.5 + 0.5) / 2)
+    several, decided = [[0, 1], [1, 1], [0, 0]], [[0, 1], [0, 1], [0, 1]]
+    assert accuracy(decided, several) == pytest.approx(4 / 6)
+    assert balanced_accuracy(decided, several) == pytest.approx((0.5 + 0.5) / 2)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
@@ -220,7 +221,7 @@ def test_the_standard_error_is_hanley_and_mcneils() -> None:
 
 def test_the_standard_error_agrees_with_drawing_again() -> None:
     generator = np.random.default_rng(0)
-    draws = [
+    draws: list[Any] = [
         roc_auc(np.r_[generator.exponential(3.0, 60), generator.exponential(1.0, 40)], np.arange(100) < 60)
         for _ in range(600)
     ]
@@ -249,7 +250,9 @@ def test_the_standard_error_refuses_what_is_no_auc(auc: float, p: int, n: int) -
 def test_the_error_of_a_macro_auc_is_the_mean_of_its_columns_errors() -> None:
     logits = np.array([[0.3, 2.0], [0.6, 1.0], [0.5, 0.0], [0.1, 3.0]])
     labels = np.array([[1, 0], [1, 0], [0, 1], [0, 1]])
-    errors = [hanley_mcneil_standard_error(roc_auc(logits[:, c], labels[:, c]), 2, 2) for c in (0, 1)]
+    aucs = [roc_auc(logits[:, c], labels[:, c]) for c in (0, 1)]
+    assert aucs == [0.75, 0.5]
+    errors = [hanley_mcneil_standard_error(auc, 2, 2) for auc in (0.75, 0.5)]
     assert macro_auc_standard_error(logits, labels, "multi-label") == pytest.approx(np.mean(errors))
 
 

@@ -2,11 +2,13 @@
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
 from fedward.common.errors import OutputRefused
 from fedward.simulations.metrics_file import check_metrics, write_metrics
 
@@ -63,7 +65,7 @@ METRICS = {
 }
 
 
-def _keys(value, path=()):
+def _keys(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every key outside the free-form objects."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
@@ -75,7 +77,7 @@ def _keys(value, path=()):
 def _changed(path: tuple[Any, ...], value: Any) -> dict[str, Any]:
     metrics = copy.deepcopy(METRICS)
     *parents, last = path
-    target = metrics
+    target: Any = metrics
     for key in parents:
         target = target[key]
     if value is KeyError:

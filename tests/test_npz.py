@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from fedward.common.errors import GoldenRefused
-from fedward.common.golden import Golden, golden_bytes, read_golden
-from fedward.common.npz import array_headers, read_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+
+from fedward.common.errors import GoldenRefused
+from fedward.common.golden import Golden, golden_bytes, read_golden
+from fedward.common.npz import array_headers, read_rows
 
 LIMIT = 1 << 20
 

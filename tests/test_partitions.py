@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fedward.common.datasets import Split
 from fedward.common.errors import SettingRefused, UnknownName
 from fedward.simulations.partitions import make_hospitals, partition, scanner_shift
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SPECS = [
     "iid",
@@ -77,8 +78,8 @@ def test_dirichlet_spreads_each_combination_of_findings_by_itself() -> None:
     labels = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])[np.arange(2000) % 4]
     parts = partition(labels, "dirichlet:0.05", 8, seed=1)
     combined = labels @ [2, 1]
-    largest_share = [np.bincount(combined[part], minlength=4).max() / len(part) for part in parts]
-    assert np.mean(largest_share) > 0.6  # a quarter if combinations were mixed
+    of_commonest = sum(np.bincount(combined[part]).max() for part in parts)
+    assert of_commonest / 2000 > 0.7  # a half at most, if only one finding counted
 
 
 def test_sizes_follow_the_power_law() -> None:
@@ -97,23 +98,9 @@ def test_an_unknown_partition_is_refused_with_those_that_exist(spec: str) -> Non
 @pytest.mark.parametrize(
     "spec",
     [
-        "dirichlet",
-        "dirichlet:",
-        "dirichlet:0",
-        "dirichlet:-1",
-        "dirichlet:nan",
-        "dirichlet:inf",
-        "dirichlet:a",
-    ]
-    + [
-        "dirichlet:1e308",
-        "dirichlet:1e-300",
-        "size:",
-        "size:-1",
-        "size:inf",
-        "size:11",
-        "iid:1",
-        "scanner:2",
+        *["dirichlet", "dirichlet:", "dirichlet:0", "dirichlet:-1", "dirichlet:nan", "dirichlet:inf"],
+        *["dirichlet:a", "dirichlet:1e308", "dirichlet:1e-300", "size:", "size:-1", "size:inf", "size:11"],
+        *["iid:1", "scanner:2"],
     ],
 )
 def test_a_parameter_out_of_range_is_refused(spec: str) -> None:

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fedward.common.datasets import ImageDataset, Split, fingerprint
 from fedward.common.errors import SettingRefused, UnknownName
 from fedward.simulations.phantoms import make_phantoms
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 FEW = (40, 10, 10)
 KINDS: list[dict[str, Any]] = [

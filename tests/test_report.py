@@ -1,4 +1,4 @@
-"""The page a hospital's board sees: complete, self-contained, safe with other people's text, the same each time."""
+"""The page a hospital's board sees: complete, self-contained, safe, the same each time."""
 
 import base64
 import copy
@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from fedward.common.errors import OutputRefused
 from fedward.common.metrics import evaluate, macro_auc_standard_error
 from fedward.simulations.report import ReportDetails, render_report, write_report
-from PIL import Image
 
 HOSTILE = '<script>alert(\'x\')</script>"onload="y" & \u202egpj.exe\x00 $\\frac{$ \u6f22'
 SECTIONS = (
@@ -157,7 +158,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
         if tag == "section":
-            self.section = dict(attrs)["id"]
+            self.section = dict(attrs)["id"] or ""
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -232,7 +233,7 @@ def test_the_page_loads_and_runs_nothing(name: str) -> None:
         assert tag not in {"script", "link", "iframe", "object", "embed", "base", "form"}
         assert not [key for key in attributes if key.startswith("on")]
         for key in {"src", "href", "xlink:href", "srcset", "data", "action"} & attributes.keys():
-            assert attributes[key].startswith(("#", "data:image/png;base64,"))
+            assert (attributes[key] or "").startswith(("#", "data:image/png;base64,"))
     assert "://" not in text
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
@@ -305,6 +306,15 @@ def test_a_simulation_says_that_its_noise_can_be_reproduced_and_protects_nobody(
     assert "no privacy noise was added" in without
 
 
+@pytest.mark.parametrize(
+    ("epsilon", "shown"), [(2.9941, "2.995"), (2.72, "2.720"), (3.0, "3.000"), (0.0, "0.000")]
+)
+def test_an_epsilon_is_never_shown_as_less_than_it_is(epsilon: float, shown: str) -> None:
+    page = _page(_with(RUNS["binary"], hospitals__epsilon=epsilon))
+    for section in ("header", "privacy"):
+        assert shown in page.sections[section]
+
+
 def test_synthetic_data_is_said_loudly_and_only_then() -> None:
     assert "SYNTHETIC" not in _parsed("binary").sections["header"]
     for change in ({"dataset__name": "phantom"}, {"dataset__source": "synthetic images from seed 3"}):
@@ -316,7 +326,7 @@ def test_the_key_figures_are_those_of_the_release() -> None:
     run = _with(RUNS["binary"], release__auc=0.921, release__accuracy=0.845, release__balanced_accuracy=0.8)
     said = _page(run).sections["header"]
     error = macro_auc_standard_error(run.details.logits, run.details.labels, "binary")
-    for words in ("0.921", f"± {error:.3f}", "84.5%", "80.0%", "2.72", "per image", "17.3 kB", "13.6×"):  # noqa: RUF001
+    for words in ("0.921", f"± {error:.3f}", "84.5%", "80.0%", "2.720", "per image", "17.3 kB", "13.6×"):  # noqa: RUF001
         assert words in said
 
 
@@ -425,9 +435,11 @@ def test_a_hospital_without_privacy_is_named() -> None:
 
 
 def test_traffic_is_compared_with_one_fp32_model_a_reply() -> None:
-    said = _parsed("binary").sections["traffic"]
-    assert "757 kB (3.7" in said  # 12 replies of 63,123 bytes
-    assert "2.83 MB" in said  # 12 fp32 models of 236,112 bytes
+    run = _with(RUNS["binary"])
+    run.metrics["rounds"][0] |= {"replies": 2, "uplink_bytes": 2 * 63_123}
+    said = _page(run).sections["traffic"]
+    for words in ("694 kB (3.7", "2.60 MB", "757 kB (3.7", "2.83 MB"):  # 11 replies up, 12 models down
+        assert words in said
 
 
 def test_refusals_and_lost_replies_are_listed_by_round() -> None:
@@ -461,9 +473,7 @@ def test_samples_show_right_and_wrong_images_with_their_true_class() -> None:
     right = run.details.decisions == run.details.labels
     assert 0 < right.sum() < len(right)
     for image in page.all("img"):
-        index, said, truth = re.fullmatch(
-            r"Test image (\d+): answered (\w+), shows (\w+)", image["alt"]
-        ).groups()
+        [(index, said, truth)] = re.findall(r"^Test image (\d+): answered (\w+), shows (\w+)$", image["alt"])
         assert run.details.classes[run.details.decisions[int(index)]] == said
         assert run.details.classes[run.details.labels[int(index)]] == truth
         png = Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1])))

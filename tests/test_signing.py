@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
+
 from fedward.common.errors import SignatureRefused, TrustRefused
 from fedward.common.files import canonical_json
 from fedward.common.signing import STATEMENT_TYPE, Signer, create_keys, ensure_default_keys, verify

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from fedward.common.datasets import ImageDataset, save_npz
 from fedward.common.errors import DatasetRefused, Refusal, SettingRefused, UnknownName
 from fedward.common.medmnist_sets import MEDMNIST_SETS, MedMnistSet

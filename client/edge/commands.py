@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from fedward.client.edge.images import prepare, read_image
 from fedward.client.edge.runtime import Answer, EdgeModel
 from fedward.common.decision import decide, probabilities

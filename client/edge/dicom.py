@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from fedward.client.edge.jpeg_sizes import coded_size
-from fedward.client.edge.limits import check_size
-from fedward.common.errors import ImageRefused
 from pydicom import Dataset, dcmread
 from pydicom.encaps import generate_frames
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_windowing
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
+
+from fedward.client.edge.jpeg_sizes import coded_size
+from fedward.client.edge.limits import check_size
+from fedward.common.errors import ImageRefused
 
 Floats = npt.NDArray[np.float64]
 Pictures = npt.NDArray[np.uint8]
@@ -86,15 +87,15 @@ def _frames_of(dataset: Dataset) -> Pictures:
 
 
 def _check_coded_sizes(dataset: Dataset, frames: int, rows: int, columns: int) -> None:
-    """Compressed frames must decode to Rows x Columns, and not be larger than twice what they decode to."""
+    """Compressed frames must say Rows x Columns, and not be larger than twice what they decode to."""
     if "PixelData" not in dataset or not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         return
     raw_bytes = rows * columns * int(dataset.get("SamplesPerPixel", 1)) * int(dataset.BitsAllocated) // 8
+    # Run lengths say no size, but expand 64 times at most.
+    is_run_length = dataset.file_meta.TransferSyntaxUID == RLELossless
     for frame in generate_frames(dataset.PixelData, number_of_frames=frames):
-        if (
-            coded_size(frame) not in (None, (rows, columns))
-            or len(frame) > 2 * raw_bytes + _CODED_SLACK_BYTES
-        ):
+        is_sized = is_run_length or coded_size(frame) == (rows, columns)
+        if not is_sized or len(frame) > 2 * raw_bytes + _CODED_SLACK_BYTES:
             raise ImageRefused("A compressed frame of its DICOM has another size than it says.")
 
 

@@ -11,12 +11,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageOps
+
 from fedward.client.edge.dicom import is_dicom, read_dicom
 from fedward.client.edge.limits import FILE_LIMIT_BYTES, check_size
 from fedward.client.edge.picture_sets import read_picture_set, split_selection
 from fedward.common.errors import ImageRefused
 from fedward.common.files import open_regular
-from PIL import Image, ImageOps
 
 Pictures = npt.NDArray[np.uint8]
 _PICTURE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")

@@ -6,6 +6,7 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+
 from fedward.client.edge.limits import TOTAL_LIMIT_PIXELS, check_size
 from fedward.common.errors import ImageRefused
 from fedward.common.npz import ArrayHeader, array_headers, read_rows

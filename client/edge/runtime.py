@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+
 from fedward.common.bundle import model_bytes, read_bundle
 from fedward.common.errors import BundleRefused, GoldenRefused, ImageRefused, SettingRefused
 from fedward.common.golden import read_golden
 from fedward.common.manifest import GOLDEN, Manifest
+from fedward.common.onnx_options import session_options
 from fedward.common.trust import TrustedKey
 
 Batch = npt.NDArray[np.float32]
@@ -124,8 +126,7 @@ class EdgeModel:
 def _session(model: bytes, providers: Sequence[str]) -> ort.InferenceSession:
     # Asked for one that is missing, onnxruntime only warns and takes the CPU.
     _check_providers(providers, ort.get_available_providers())
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options = session_options()
     options.log_severity_level = _ERRORS_ONLY
     try:
         session = ort.InferenceSession(model, options, providers=list(providers))
