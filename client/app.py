@@ -10,13 +10,15 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedward.client.hospital import open_hospital
-from fedward.common.errors import Refusal, RequestRefused
+from fedward.client.hospital import Hospital, open_hospital
+from fedward.common.errors import BudgetRefused, PayloadRefused, Refusal, RequestRefused, SettingRefused
 from fedward.common.files import canonical_json
 from fedward.common.messages import CONFIG, TrainRequest, refusal_reply
 
 STUDY_FOLDER = "study-folder"
 _log = logging.getLogger(__name__)
+# The refusals whose sentences are about the request and the budget only, and so may leave.
+_PUBLIC = (BudgetRefused, PayloadRefused, RequestRefused, SettingRefused)
 
 app = ClientApp()
 
@@ -27,11 +29,15 @@ def _folder(context: Context) -> Path:
     )
 
 
-def _answer(message: Message, content: Callable[[], RecordDict]) -> Message:
+def _answer(message: Message, context: Context, content: Callable[[Hospital], RecordDict]) -> Message:
     try:
-        return Message(content(), reply_to=message)
+        return Message(content(open_hospital(_folder(context))), reply_to=message)
     except Refusal as refusal:
-        return refusal_reply(refusal, message)
+        if isinstance(refusal, _PUBLIC) and str(context.run_config[STUDY_FOLDER]) not in str(refusal):
+            return refusal_reply(refusal, message)
+        # Its sentence may name a file, or what stands in one; its name alone is public.
+        _log.error("%s: %s", refusal.name, refusal)
+        return refusal_reply(type(refusal)("The hospital cannot answer; see its own log."), message)
     except Exception:
         # The text of an unexpected exception may hold private values: it stays in the local log.
         _log.exception("a round failed")
@@ -44,20 +50,18 @@ def _answer(message: Message, content: Callable[[], RecordDict]) -> Message:
 def enrol(message: Message, context: Context) -> Message:
     """Reply with the hospital's public name and declared count."""
 
-    def content() -> RecordDict:
-        profile = open_hospital(_folder(context)).profile
-        public = {"name": profile.name, "num_examples": profile.num_examples}
+    def content(hospital: Hospital) -> RecordDict:
+        public = {"name": hospital.profile.name, "num_examples": hospital.profile.num_examples}
         return RecordDict({CONFIG: ConfigRecord({"profile": canonical_json(public)})})
 
-    return _answer(message, content)
+    return _answer(message, context, content)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Answer one round."""
 
-    def content() -> RecordDict:
-        hospital = open_hospital(_folder(context))
+    def content(hospital: Hospital) -> RecordDict:
         return hospital.answer(TrainRequest.from_records(message.content)).to_records()
 
-    return _answer(message, content)
+    return _answer(message, context, content)

@@ -89,12 +89,15 @@ def usages(budget: Budget) -> list[Usage]:
     return [_usage(budget, charges) for charges in grouped.values()]
 
 
+def heading(found: dict[str, Any]) -> str:
+    """One line over the tables: which data set, by which unit, at which delta."""
+    names = _text(", ".join(found["names"]))
+    return f"{names}: {found['images']} images, epsilon by {_text(found['unit'])} at delta {found['delta']:g}"
+
+
 def tables(found: dict[str, Any]) -> list[Table]:
     """The tables of one `summary`."""
-    title = (
-        f"{_text(', '.join(found['names']))}: {found['images']} images, epsilon by {found['unit']} at delta "
-    )
-    total = Table("total", "spent", "planned", "left", title=f"{title}{found['delta']:g}")
+    total = Table("total", "spent", "planned", "left")
     total.add_row(*(_figure(found[key]) for key in ("total_epsilon", "spent", "planned", "left")))
     rows = Table("study", "kind", "rounds", "steps", "noise", "rate", "epsilon alone", "rounds affordable")
     for usage in found["usage"]:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from fedward.client.budget import Budget
-from fedward.client.budget_report import plot, summary, tables
+from fedward.client.budget_report import heading, plot, summary, tables
 from fedward.client.registry import Registry
 from fedward.common.errors import LedgerRefused
 from fedward.common.files import config_folder
@@ -57,6 +57,6 @@ def _print(found: list[dict[str, Any]]) -> None:
     if not found:
         console.print("No data set has been imported.")
     for one in found:
-        console.print(*tables(one), sep="\n")
+        console.print(heading(one), *tables(one), sep="\n")
         if one["suspended"]:
             console.print("Suspended: the ledger is an older copy; enter again what was spent since.")

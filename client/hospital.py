@@ -20,11 +20,11 @@ from fedward.client.registry import Registry
 from fedward.client.replies import ReplyStore
 from fedward.client.round_keys import RoundKeys
 from fedward.client.training import LocalRound, train
-from fedward.common.codec import Payload, Vector, decode, encode
+from fedward.common.codec import CODECS, Payload, Vector, decode, encode
 from fedward.common.config import LocalSettings, declared_count
 from fedward.common.datasets import Split, fingerprint, read_split, save_npz
 from fedward.common.errors import BudgetRefused, RequestRefused
-from fedward.common.files import canonical_json, write_atomically
+from fedward.common.files import canonical_json, refused_output, write_atomically
 from fedward.common.mechanisms import Mechanism
 from fedward.common.messages import ANCHOR, FISHER, LATENTS, TEACHER, TrainReply, TrainRequest
 from fedward.common.models import build_student, parameter_count, unflatten
@@ -55,8 +55,16 @@ class Profile:
 def create_hospital(
     folder: Path, name: str, records: Split, budget: float | None, delta: float, seed: int | None
 ) -> Profile:
-    """Write a hospital's state folder: its profile, its records and their budget."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a hospital's state folder: its profile, its records and their budget.
+
+    Raises:
+        OutputRefused: the folder cannot be written.
+        BudgetRefused: the folder has a budget for these records already, on other terms.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused_output(folder, error) from error
     profile = Profile(name, declared_count(len(records.images)), budget, delta, seed)
     save_npz(folder / RECORDS, records)
     write_atomically(folder / PROFILE, canonical_json(profile.__dict__))
@@ -89,45 +97,62 @@ class Hospital:
             Refusal: the request does not fit this hospital's records, rules or budget; nothing was computed.
         """
         digest = request.content_digest
+        key_name = hashlib.sha256(f"{request.study}\n{request.server_round}\n{digest}".encode()).hexdigest()
         stored = self._replies.get(request.study, request.server_round, digest)
         if stored is None:
-            self._check(request.settings)
-            stored = self._compute(request, digest)
+            self._check(request)
+            stored = self._compute(request, digest, key_name)
+        # Also where the reply was stored before: a crash may have come between the two.
+        self._keys.destroy(key_name)
         return self._reply(request, np.frombuffer(stored, np.uint8))
 
-    def _compute(self, request: TrainRequest, digest: str) -> bytes:
-        key_name = hashlib.sha256(f"{request.study}\n{request.server_round}\n{digest}".encode()).hexdigest()
+    def _compute(self, request: TrainRequest, digest: str, key_name: str) -> bytes:
         work = self._work(request)
-        generator = self._generator(request, key_name)
-        self._charge(request, digest, generator)
+        generator = self._charged_generator(request, digest, key_name)
         change, accountant = train(work, self._records, generator)
         _recount(accountant.history, request.settings)
         update = encode(change.numpy(), request.codec[1]).tobytes()
-        self._replies.store(request.study, request.server_round, digest, update)
-        self._keys.destroy(key_name)
-        return update
+        return self._replies.store(request.study, request.server_round, digest, update)
 
     def _reply(self, request: TrainRequest, update: Payload) -> TrainReply:
         name, count = self.profile.name, self.profile.num_examples
         return TrainReply(request.study, request.server_round, name, count, request.codec[1], update)
 
-    def _check(self, settings: LocalSettings) -> None:
+    def _check(self, request: TrainRequest) -> None:
+        settings = request.settings
         shape = (settings.height, settings.width, settings.channels)
         if self._records.images.shape[1:] != shape:
             raise RequestRefused(
                 f"The study trains on images of shape {shape}; this hospital's have another."
             )
+        if not _labels_fit(self._records.labels, settings):
+            raise RequestRefused(
+                f"The study's task ({settings.task}, {len(settings.classes)} classes) is not this hospital's."
+            )
+        if request.codec[1] not in CODECS:
+            raise RequestRefused(f"The reply is asked for in a codec that is none of {', '.join(CODECS)}.")
         if settings.noise_multiplier == 0.0 and (self.profile.seed is None or self.budget is not None):
             raise RequestRefused("The study asks for training without noise, which this hospital never does.")
 
-    def _generator(self, request: TrainRequest, key_name: str) -> KeyedGenerator:
+    def _charged_generator(self, request: TrainRequest, digest: str, key_name: str) -> KeyedGenerator:
+        """The round's generator, once its key is kept and the round is charged."""
+        was_kept = self._keys.holds(key_name)
+        generator = self._generator(request, digest, key_name)
+        try:
+            self._charge(request, digest, generator)
+        except (BudgetRefused, RequestRefused):
+            # Nothing was entered, so nothing will ever be drawn from a key that was made just now.
+            if not was_kept:
+                self._keys.destroy(key_name)
+            raise
+        return generator
+
+    def _generator(self, request: TrainRequest, digest: str, key_name: str) -> KeyedGenerator:
         seed = self.profile.seed
         if seed is not None:
             return KeyedGenerator.from_seed(seed, request.study, self.profile.name, request.server_round)
-        charged = (
-            self.budget is not None and self.budget.find(request.study, request.server_round) is not None
-        )
-        return self._keys.open(key_name, charged)
+        charge = None if self.budget is None else self.budget.find(request.study, request.server_round)
+        return self._keys.open(key_name, charge is not None and charge.content_digest == digest)
 
     def _charge(self, request: TrainRequest, digest: str, generator: KeyedGenerator) -> None:
         """Write the round's spending before any gradient is computed."""
@@ -162,6 +187,13 @@ class Hospital:
             pull,
             vectors.get(TEACHER),
         )
+
+
+def _labels_fit(labels: np.ndarray, settings: LocalSettings) -> bool:
+    """Whether the records can be trained on at all: found out in the middle, the charge would be lost."""
+    if settings.task == "multi-label":
+        return labels.ndim == 2 and labels.shape[1] == len(settings.classes)
+    return labels.ndim == 1 and int(labels.max()) < len(settings.classes)
 
 
 def _unpack(request: TrainRequest) -> dict[str, Vector]:

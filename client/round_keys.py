@@ -10,16 +10,25 @@ import os
 from pathlib import Path
 
 from fedward.common.errors import RequestRefused
-from fedward.common.files import read_bounded, sync_folder, write_atomically
+from fedward.common.files import refused_output, sync_folder, write_atomically
 from fedward.common.randomness import KEY_BYTES, KeyedGenerator
+
+_DESTROYED = bytes(KEY_BYTES)
 
 
 class RoundKeys:
     """Fresh keys of the operating system's, one file a round, readable by its owner only."""
 
     def __init__(self, folder: Path) -> None:
-        """Keep keys in `folder`."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Keep keys in `folder`.
+
+        Raises:
+            OutputRefused: it cannot be made.
+        """
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise refused_output(folder, error) from error
         self._folder = folder
 
     def open(self, name: str, is_charged: bool) -> KeyedGenerator:
@@ -31,23 +40,46 @@ class RoundKeys:
 
         Raises:
             RequestRefused: the round was charged and its key is gone: only a new round goes on.
+            OutputRefused: a new key cannot be written.
         """
-        path = self._folder / f"{name}.key"
-        if not path.exists():
+        key = self._read(name)
+        if key is None:
             if is_charged:
                 raise RequestRefused(
                     "The round was charged, but its generator's key is gone; ask for a new round."
                 )
-            write_atomically(path, os.urandom(KEY_BYTES), 0o600)
-        return KeyedGenerator(read_bounded(path, KEY_BYTES, refusal=RequestRefused))
+            key = os.urandom(KEY_BYTES)
+            write_atomically(self._path(name), key, 0o600)
+        return KeyedGenerator(key)
+
+    def holds(self, name: str) -> bool:
+        """Whether the round has a key."""
+        return self._read(name) is not None
 
     def destroy(self, name: str) -> None:
-        """Overwrite and remove the round's key."""
-        path = self._folder / f"{name}.key"
-        if path.exists():
+        """Overwrite and remove the round's key, if there is one.
+
+        Raises:
+            OutputRefused: it cannot be overwritten or removed.
+        """
+        path = self._path(name)
+        if not path.exists():
+            return
+        try:
             with path.open("r+b") as file:
-                file.write(bytes(KEY_BYTES))
+                file.write(_DESTROYED)
                 file.flush()
                 os.fsync(file.fileno())
             path.unlink()
             sync_folder(self._folder)
+        except OSError as error:
+            raise refused_output(path, error) from error
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.key"
+
+    def _read(self, name: str) -> bytes | None:
+        """The key; None where it is missing, or where a crash left it overwritten but not yet removed."""
+        path = self._path(name)
+        key = path.read_bytes() if path.exists() else b""
+        return key if len(key) == KEY_BYTES and key != _DESTROYED else None

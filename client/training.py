@@ -62,6 +62,7 @@ def train(work: LocalRound, records: Split, generator: KeyedGenerator) -> tuple[
         generator.derive("noise"),
         settings.noise_multiplier,
         settings.max_grad_norm,
+        work.num_examples,
         settings.sample_rate * work.num_examples,
     )
     accountant = PRVAccountant()
@@ -85,13 +86,15 @@ class UnitGradients:
         self._settings = work.settings
         self._records = records
         self._generator = generator
+        # Public bound: records beyond the declared count take no part.
+        self._population = min(len(records.images), work.num_examples)
         self._offset = prior_offset(work.settings.class_prior, work.settings.task)
         self._teacher = _frozen_teacher(work)
 
     def accumulate(self, optimizer: KeyedDPOptimizer, local_step: int) -> None:
         """One logical step: sample, then clip and sum batch by batch; the last batch noises and steps."""
         draws = self._generator.derive("step", local_step)
-        units = draws.derive("poisson").poisson_sample(len(self._records.images), self._settings.sample_rate)
+        units = draws.derive("poisson").poisson_sample(self._population, self._settings.sample_rate)
         size = max(1, PHYSICAL_ROWS // self._settings.views)
         batches = [units[start : start + size] for start in range(0, len(units), size)] or [units]
         views = draws.derive("views")

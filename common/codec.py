@@ -52,7 +52,8 @@ def _encode_int8(vector: Vector) -> bytes:
 def _decode_int8(body: bytes, count: int) -> Vector:
     step = np.frombuffer(body[: 4 * _blocks(count)], "<f4")
     codes = np.frombuffer(body[4 * _blocks(count) :], np.int8)
-    return np.asarray(codes * np.repeat(step, BLOCK)[:count], np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # `decode` refuses what is not finite
+        return np.asarray(codes * np.repeat(step, BLOCK)[:count], np.float32)
 
 
 def _body_size(name: str, count: int) -> int:

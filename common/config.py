@@ -10,15 +10,17 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-from fedward.common.datasets import TASKS
+from fedward.common.codec import CODECS
+from fedward.common.datasets import MAX_CLASSES, TASKS
 from fedward.common.errors import SettingRefused
-from fedward.common.models import STUDENTS, StudentSpec
+from fedward.common.models import STUDENTS, StudentSpec, check_shape
 
 PRIVACY_UNITS = ("image",)
 AUGMENTATIONS = ("none", "shift", "affine")
 SCHEDULES = ("constant", "cosine")
 MAXIMUM_DECLARED = 1_000_000
 _BUCKET = 10
+_LONGEST = 200  # characters of a name
 
 
 def declared_count(count: int) -> int:
@@ -61,7 +63,7 @@ def _tuples(value: Any) -> Any:
 def _in_range(name: str, value: object, low: float, high: float, kind: type = float) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     whole = kind is float or isinstance(value, int)
-    if not (number and whole and math.isfinite(value) and low <= value <= high):  # type: ignore[arg-type, operator]
+    if not (number and whole and low <= value <= high):  # type: ignore[operator]
         what = "a whole number" if kind is int else "a number"
         raise SettingRefused(f"{name} must be {what} from {low:g} to {high:g}, not {value!r}.")
 
@@ -88,7 +90,7 @@ class LocalSettings(_Settings):
         max_grad_norm: clip C of a unit's gradient.
         target_delta: delta of the (epsilon, delta) guarantee.
         views: augmented views of a unit averaged inside its clip.
-        augmentation: none, shift (and flip) or affine.
+        augmentation: of `fedward.common.images.augment`.
         class_prior: public class probabilities for logit adjustment (Menon et al. 2021), or None.
         ewc_lambda: strength of EWC's pull; 0 is none.
         distillation_alpha: weight of the teacher's part of the loss; 0 is no teacher.
@@ -135,6 +137,8 @@ class LocalSettings(_Settings):
         _in_range("ewc_lambda", self.ewc_lambda, 0.0, 1e9)
         _in_range("distillation_alpha", self.distillation_alpha, 0.0, 1.0)
         _in_range("distillation_temperature", self.distillation_temperature, 0.1, 100.0)
+        _check_classes(self.classes, self.task)
+        check_shape(self.spec)
         if self.class_prior is not None:
             _check_prior(self.class_prior, self.task, len(self.classes))
 
@@ -144,9 +148,27 @@ class LocalSettings(_Settings):
         return StudentSpec(self.student, self.channels, self.height, self.width, len(self.classes))
 
 
+def _check_text(name: str, value: object) -> None:
+    if not (isinstance(value, str) and value.isprintable() and 0 < len(value) <= _LONGEST):
+        raise SettingRefused(f"{name} must be printable text of 1 to {_LONGEST} characters.")
+
+
+def _check_classes(classes: tuple[str, ...], task: str) -> None:
+    if not isinstance(classes, tuple) or not 2 <= len(classes) <= MAX_CLASSES:
+        raise SettingRefused(f"classes must be a list of 2 to {MAX_CLASSES} names.")
+    for name in classes:
+        _check_text("a name in classes", name)
+    if len(set(classes)) != len(classes):
+        raise SettingRefused("Two classes have the same name; give each its own.")
+    if (task == "binary" and len(classes) != 2) or (task == "multi-class" and len(classes) == 2):
+        raise SettingRefused(
+            f"The task of {len(classes)} classes is not {task}: two are binary, more multi-class."
+        )
+
+
 def _check_prior(prior: tuple[float, ...], task: str, classes: int) -> None:
-    if len(prior) != classes:
-        raise SettingRefused(f"class_prior needs {classes} values, one a class, not {len(prior)}.")
+    if not isinstance(prior, tuple) or len(prior) != classes:
+        raise SettingRefused(f"class_prior must be a list of {classes} values, one a class.")
     for value in prior:
         _in_range("a value of class_prior", value, 1e-6, 1.0)
     if task != "multi-label" and abs(sum(prior) - 1.0) > 1e-6:
@@ -159,6 +181,16 @@ class EnrolledHospital(_Settings):
 
     name: str
     num_examples: int
+
+
+def _check_hospitals(hospitals: tuple[EnrolledHospital, ...]) -> None:
+    if not isinstance(hospitals, tuple) or not hospitals:
+        raise SettingRefused("hospitals must be a list of at least one hospital.")
+    for hospital in hospitals:
+        _check_text("a hospital's name", hospital.name)
+        _in_range(f"num_examples of {hospital.name}", hospital.num_examples, 1, MAXIMUM_DECLARED, int)
+    if len({hospital.name for hospital in hospitals}) != len(hospitals):
+        raise SettingRefused("Two hospitals of the study have the same name; give each its own.")
 
 
 @dataclass(frozen=True)
@@ -210,6 +242,11 @@ class Study(_Settings):
         Raises:
             SettingRefused: a value is out of its range.
         """
+        _check_text("name", self.name)
+        _check_text("dataset", self.dataset)
+        if not isinstance(self.local, LocalSettings):
+            raise SettingRefused("local must be the settings that every hospital agrees to.")
+        _check_hospitals(self.hospitals)
         _in_range("learning_rate", self.learning_rate, 1e-9, 1e4)
         _in_range("server_learning_rate", self.server_learning_rate, 1e-9, 1e4)
         _in_range("server_momentum", self.server_momentum, 0.0, 0.9999)
@@ -223,8 +260,12 @@ class Study(_Settings):
             _in_range("target_epsilon", self.target_epsilon, 1e-3, 1e3)
         if (self.target_epsilon is None) != (self.local.noise_multiplier == 0.0):
             raise SettingRefused("noise_multiplier is 0 exactly where the study has no target_epsilon.")
-        if len({hospital.name for hospital in self.hospitals}) != len(self.hospitals):
-            raise SettingRefused("Two hospitals of the study have the same name; give each its own.")
+        _one_of("uplink_codec", self.uplink_codec, tuple(CODECS))
+        _one_of("downlink_codec", self.downlink_codec, tuple(CODECS))
+        if self.seed is not None:
+            _in_range("seed", self.seed, -(2**63), 2**63, int)
+        if self.parent is not None:
+            _check_text("parent", self.parent)
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:

@@ -8,13 +8,14 @@ holds public fields only.
 import hashlib
 from dataclasses import dataclass
 from typing import cast
+from zipfile import BadZipFile
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from fedward.common.codec import Payload
 from fedward.common.config import LocalSettings
-from fedward.common.errors import PayloadRefused, Refusal
+from fedward.common.errors import PayloadRefused, Refusal, SettingRefused
 from fedward.common.files import canonical_json, parse_canonical
 
 MODEL, UPDATE, CONFIG = "model", "update", "config"
@@ -45,10 +46,8 @@ class TrainRequest:
     @property
     def content_digest(self) -> str:
         """SHA-256 over all of the request in hex: identifies the round's content in a ledger."""
-        digest = hashlib.sha256(canonical_json(self._header()))
-        for name in sorted(self.vectors):
-            digest.update(name.encode() + hashlib.sha256(self.vectors[name].tobytes()).digest())
-        return digest.hexdigest()
+        packed = {name: hashlib.sha256(vector.tobytes()).hexdigest() for name, vector in self.vectors.items()}
+        return hashlib.sha256(canonical_json({**self._header(), "vectors": packed})).hexdigest()
 
     def _header(self) -> dict[str, object]:
         return {
@@ -70,14 +69,15 @@ class TrainRequest:
 
         Raises:
             PayloadRefused: records missing or malformed.
-            SettingRefused: settings out of range.
+            SettingRefused: settings, round or learning rate out of range.
         """
         header = _header(content, "request", {"study", "round", "settings", "learning_rate", "codec"})
+        settings = LocalSettings.from_dict(header["settings"])
         return cls(
             study=_typed(header, "study", str),
-            server_round=_typed(header, "round", int),
-            settings=LocalSettings.from_dict(header["settings"]),
-            learning_rate=float(_typed(header, "learning_rate", float)),
+            server_round=_bounded(header, "round", int, 1, settings.rounds),
+            settings=settings,
+            learning_rate=float(_bounded(header, "learning_rate", float, 1e-12, 1e4)),
             codec=_codecs(header["codec"]),
             vectors=_vectors(content, MODEL),
         )
@@ -152,14 +152,21 @@ def _typed(header: dict, name: str, kind: type):  # type: ignore[no-untyped-def,
     return value
 
 
+def _bounded(header: dict, name: str, kind: type, low: float, high: float):  # type: ignore[no-untyped-def, type-arg]
+    value = _typed(header, name, kind)
+    if not low <= value <= high:
+        raise SettingRefused(f"A message's field {name} must be from {low:g} to {high:g}.")
+    return value
+
+
 def _vectors(content: RecordDict, key: str) -> dict[str, Payload]:
     try:
         record = content.array_records[key]
         vectors = {name: array.numpy() for name, array in record.items()}
-    except (KeyError, ValueError, TypeError, OSError, EOFError) as error:
+    except (KeyError, ValueError, TypeError, OSError, EOFError, BadZipFile, MemoryError) as error:
         raise PayloadRefused(f"A message carries no readable {key}.") from error
     for name, vector in vectors.items():
-        if vector.dtype != np.uint8 or vector.ndim != 1:
+        if not isinstance(vector, np.ndarray) or vector.dtype != np.uint8 or vector.ndim != 1:
             raise PayloadRefused(f"A message's {name} is not one packed uint8 array.")
     return vectors
 

@@ -108,6 +108,19 @@ def build_student(spec: StudentSpec) -> nn.Sequential:
     """
     if spec.name not in STUDENTS:
         raise UnknownName(f"There is no student {spec.name!r}; choose one of {', '.join(STUDENTS)}.")
+    check_shape(spec)
+    return _BUILDERS[spec.family](spec)
+
+
+def check_shape(spec: StudentSpec) -> None:
+    """Refuse what no student takes, before anything is built.
+
+    Raises:
+        SettingRefused: an image shape or number of classes that no student takes.
+    """
+    numbers = (spec.channels, spec.height, spec.width, spec.classes)
+    if any(type(number) is not int for number in numbers):
+        raise SettingRefused(f"A student's shape is four whole numbers, not {numbers}.")
     if spec.channels not in (1, 3) or spec.classes < 2:
         raise SettingRefused(
             f"A student takes 1 or 3 channels and at least 2 classes, not {spec.channels} and {spec.classes}."
@@ -117,7 +130,6 @@ def build_student(spec: StudentSpec) -> nn.Sequential:
             f"A student takes images of {MINIMUM_SIDE} to {MAXIMUM_SIDE} pixels a side, "
             f"not {spec.height} by {spec.width}; resize them."
         )
-    return _BUILDERS[spec.family](spec)
 
 
 @torch.no_grad()

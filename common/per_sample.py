@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedward.common.errors import SettingRefused
@@ -34,17 +35,36 @@ def _by_unit(rows: Tensor, units: int) -> Tensor:
 
 
 def _conv2d(layer: nn.Conv2d, inputs: Tensor, grad: Tensor, units: int) -> list[Tensor]:
-    groups, kernel = layer.groups, layer.kernel_size
-    if kernel == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0):
-        patches = inputs.flatten(2)
-    else:
-        patches = F.unfold(inputs, kernel, layer.dilation, _padding(layer), layer.stride)
-    patches = _by_unit(patches, units)  # (u, in*k*k, p)
-    outputs = _by_unit(grad.flatten(2), units)  # (u, out, p)
-    by_group = [rows.reshape(units * groups, -1, rows.shape[2]) for rows in (outputs, patches)]
-    weight = torch.bmm(by_group[0], by_group[1].transpose(1, 2))  # (u*g, out/g, in/g*k*k)
-    gradients = [weight.reshape(units, *layer.weight.shape)]
-    return gradients if layer.bias is None else [*gradients, outputs.sum(dim=2)]
+    dense_with_stride = layer.stride != (1, 1) and layer.groups == 1 and layer.in_channels > 3
+    weight = (_by_patches if dense_with_stride else _by_groups)(layer, inputs, grad, units)
+    gradients = [weight.view(units, *layer.weight.shape)]
+    return gradients if layer.bias is None else [*gradients, _by_unit(grad.flatten(2), units).sum(dim=2)]
+
+
+def _by_groups(layer: nn.Conv2d, inputs: Tensor, grad: Tensor, units: int) -> Tensor:
+    """Every unit a group of one large convolution, whose weight gradient is then the units' own.
+
+    Two to sixteen times as fast as patches for strides of 1 and for depthwise convolutions.
+    """
+    rows, outer = _side_by_side(inputs, units), _side_by_side(grad, units)
+    shape = (units * layer.out_channels, *layer.weight.shape[1:])
+    groups = units * layer.groups
+    weight: Tensor = conv2d_weight(  # type: ignore[no-untyped-call]
+        rows, shape, outer, layer.stride, _padding(layer), layer.dilation, groups
+    )
+    return weight
+
+
+def _side_by_side(rows: Tensor, units: int) -> Tensor:
+    """(units*views, c, h, w) -> (views, units*c, h, w)."""
+    views = rows.shape[0] // units
+    return rows.view(units, views, *rows.shape[1:]).transpose(0, 1).flatten(1, 2)
+
+
+def _by_patches(layer: nn.Conv2d, inputs: Tensor, grad: Tensor, units: int) -> Tensor:
+    patches = F.unfold(inputs, layer.kernel_size, layer.dilation, _padding(layer), layer.stride)
+    outputs, patches = _by_unit(grad.flatten(2), units), _by_unit(patches, units)
+    return torch.bmm(outputs, patches.transpose(1, 2))  # (u, out, in*k*k)
 
 
 def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
@@ -80,8 +100,8 @@ def parametric_layers(model: nn.Module) -> list[nn.Module]:
     for layer in model.modules():
         if isinstance(layer, _BatchNorm) or any(True for _ in layer.buffers(recurse=False)):
             raise SettingRefused(
-                f"A layer of type {type(layer).__name__} carries records' statistics to other records, which no "
-                "clip bounds; use GroupNorm and fixed ranges."
+                f"A layer of type {type(layer).__name__} carries records' values to others, which no clip "
+                "bounds; use GroupNorm and fixed ranges."
             )
     layers = [layer for layer in model.modules() if any(True for _ in layer.parameters(recurse=False))]
     for layer in layers:
@@ -164,7 +184,9 @@ class PerSampleGradients:
         # By layer, not by order of use: a forward pass may use layers in another order than they are listed.
         passages = [seen[layer] for layer in self._layers]
         if any(passage.was_overwritten for passage in passages):
-            raise SettingRefused("Per-sample gradients need layers' outputs as they were; use no in-place steps.")
+            raise SettingRefused(
+                "Per-sample gradients need layers' values as they were; use no in-place steps."
+            )
         outer = torch.autograd.grad(rows.sum() / views, [passage.output for passage in passages])
         return self._gradients([passage.inputs for passage in passages], outer, len(images) // views)
 

@@ -29,7 +29,7 @@ def ternary(latent: Tensor) -> Quantized:
     """Codes in {-1, 0, 1}; threshold .7 of a channel's mean magnitude, scale the mean above it.
 
     Idempotent to the last bit: the dequantised weight has the same codes and scale again, because sums of
-    float32 are taken in float64. An all-zero channel has scale 0; one with NaN or infinity dequantises to NaN.
+    float32 are taken in float64. An all-zero channel has scale 0; NaN or infinity make all of one NaN.
     """
     magnitude = latent.detach().double().abs().flatten(1)
     kept = magnitude > _TERNARY_THRESHOLD * magnitude.mean(dim=1, keepdim=True)

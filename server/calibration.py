@@ -37,9 +37,9 @@ def calibrate(study: Study, latents: Vector, records: Split | None) -> Calibrati
         return Calibration(zeros, {"temperature": None, "note": EXPLANATION}, "threshold 0")
     logits = student_logits(study.local, latents, records.images)
     entry = {"temperature": _temperature(logits, records.labels, task), "images": len(records.images)}
-    if study.decision == "balanced":
+    if study.decision == "balanced" or task == "multi-class":
         return Calibration(zeros, entry, "threshold 0")
-    return Calibration(_thresholds(logits, records.labels, task, zeros), entry, "reference half A")
+    return Calibration(_thresholds(logits, records.labels, task), entry, "reference half A")
 
 
 def _temperature(logits: Vector, labels: np.ndarray, task: str) -> float:
@@ -55,13 +55,11 @@ def _temperature(logits: Vector, labels: np.ndarray, task: str) -> float:
     return float(np.exp(best.x))
 
 
-def _thresholds(logits: Vector, labels: np.ndarray, task: str, zeros: tuple[float, ...]) -> tuple[float, ...]:
-    """Thresholds of greatest balanced accuracy, one a label; multi-class keeps the argmax."""
+def _thresholds(logits: Vector, labels: np.ndarray, task: str) -> tuple[float, ...]:
+    """Thresholds of greatest balanced accuracy: one for binary, one a label for multi-label."""
     if task == "binary":
         return (_best_threshold(logits[:, 1] - logits[:, 0], labels),)
-    if task == "multi-label":
-        return tuple(_best_threshold(logits[:, k], labels[:, k]) for k in range(labels.shape[1]))
-    return zeros
+    return tuple(_best_threshold(logits[:, k], labels[:, k]) for k in range(labels.shape[1]))
 
 
 def _best_threshold(scores: np.ndarray, positives: np.ndarray) -> float:

@@ -87,11 +87,14 @@ def load_checkpoint(path: Path, study: Study) -> Progress:
     try:
         with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
             header = json.loads(arrays["header"].tobytes())
-            latents, momentum, average = arrays["latents"], arrays["momentum"], arrays["average"]
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            progress = Progress(
+                header["round"], arrays["latents"], arrays["momentum"], arrays["average"], header["history"]
+            )
+            digest = header["study"]
+    except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise CheckpointRefused(
             f"{path} is not a checkpoint of this version; start the study anew."
         ) from error
-    if header["study"] != study_digest(study):
+    if digest != study_digest(study):
         raise CheckpointRefused(f"{path} is of another study; name that study's folder, or start anew.")
-    return Progress(header["round"], latents, momentum, average, header["history"])
+    return progress

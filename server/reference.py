@@ -13,6 +13,7 @@ from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import Split
 from fedward.common.decision import decide
+from fedward.common.errors import DatasetRefused
 from fedward.common.images import to_tensor
 from fedward.common.losses import classification
 from fedward.common.metrics import evaluate
@@ -37,10 +38,10 @@ def halve(records: Split) -> Reference:
     """Split public records into halves A and B by a fixed permutation.
 
     Raises:
-        ValueError: fewer than two records.
+        DatasetRefused: fewer than two records.
     """
     if len(records.images) < 2:
-        raise ValueError("reference data needs at least two records")
+        raise DatasetRefused("Reference data needs at least two images; name another set, or none.")
     order = KeyedGenerator.from_seed(0, "reference halves").permutation(len(records.images))
     middle = len(order) // 2
     half_a, half_b = order[:middle], order[middle:]

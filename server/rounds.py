@@ -6,6 +6,7 @@ the strategy are Flower's. A study goes on from its last checkpoint wherever it 
 
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -14,10 +15,11 @@ from flwr.serverapp import Grid
 from fedward.common.codec import Vector, encode
 from fedward.common.config import EnrolledHospital, Study
 from fedward.common.datasets import Split
-from fedward.common.errors import PayloadRefused, QuorumMissed
+from fedward.common.errors import CheckpointRefused, DatasetRefused, PayloadRefused, QuorumMissed
 from fedward.common.files import parse_canonical
 from fedward.common.messages import ANCHOR, CONFIG, FISHER, TEACHER
-from fedward.common.models import build_student, flatten, initialise
+from fedward.common.models import build_student, flatten, initialise, parameter_count
+from fedward.common.npz_files import read_archive
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fedward.server.reference import halve, measure
@@ -40,6 +42,8 @@ def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
     evaluation = None if reference is None else halve(reference).evaluation
     fixed = _fixed_vectors(folder, study)
     progress = _begin_or_resume(folder, study, fixed.pop(START))
+    if progress.server_round >= study.rounds:
+        return released_latents(progress, study)  # all is closed: no hospital needs to be there any more
     folder.note("enrolling", hospitals=len(study.hospitals))
     nodes = enrol(grid, study)
     extras = {name: encode(vector, study.downlink_codec) for name, vector in fixed.items()}
@@ -59,14 +63,31 @@ def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
 
 
 def _fixed_vectors(folder: StudyFolder, study: Study) -> dict[str, Vector]:
-    """Start and, where the study has them, anchor, Fisher and teacher."""
-    fixed: dict[str, Vector] = {}
-    if folder.fixed.exists():
-        with np.load(folder.fixed, allow_pickle=False) as arrays:
-            fixed = {name: arrays[name] for name in (START, ANCHOR, FISHER, TEACHER) if name in arrays}
-    if START not in fixed:
-        fixed[START] = initial_latents(study)
-    return fixed
+    """Start and, where the study has them, anchor, Fisher and teacher.
+
+    Raises:
+        CheckpointRefused: a vector that the study needs is missing or damaged.
+    """
+    needed = {START} if study.parent is not None else set()
+    needed |= {ANCHOR, FISHER} if study.local.ewc_lambda > 0.0 else set()
+    needed |= {TEACHER} if study.local.distillation_alpha > 0.0 else set()
+    fixed = _read_fixed(folder.fixed) if folder.fixed.exists() else {}
+    count = parameter_count(build_student(study.local.spec))
+    for name in sorted(needed | set(fixed)):
+        if name not in fixed or fixed[name].shape != (count,) or fixed[name].dtype != np.float32:
+            raise CheckpointRefused(
+                f"{folder.fixed} does not hold the vector {name}; restore it, or start the study anew."
+            )
+    return fixed if START in fixed else {**fixed, START: initial_latents(study)}
+
+
+def _read_fixed(path: Path) -> dict[str, Vector]:
+    try:
+        return read_archive(path, (START, ANCHOR, FISHER, TEACHER)).arrays
+    except DatasetRefused as refusal:
+        raise CheckpointRefused(
+            f"{path} is cut short or damaged; restore it from a copy, or start the study anew."
+        ) from refusal
 
 
 def initial_latents(study: Study) -> Vector:
@@ -119,10 +140,12 @@ def _named(reply: Message, enrolled: dict[str, EnrolledHospital]) -> EnrolledHos
         return None
     try:
         profile = parse_canonical(reply.content.config_records[CONFIG]["profile"])  # type: ignore[arg-type]
-        claimed = EnrolledHospital(profile["name"], profile["num_examples"])
+        hospital, count = enrolled.get(profile["name"]), profile["num_examples"]
     except (KeyError, TypeError, ValueError, PayloadRefused):
         return None
-    return claimed if enrolled.get(claimed.name) == claimed else None
+    # The study's own entry, never the claim: 10.0 equals 10, but is no weight of an integer sum.
+    is_declared = hospital is not None and type(count) is int and count == hospital.num_examples
+    return hospital if is_declared else None
 
 
 def replies(grid: Grid, messages: Iterable[Message], seconds: float) -> Iterator[Message]:
@@ -133,7 +156,8 @@ def replies(grid: Grid, messages: Iterable[Message], seconds: float) -> Iterator
         before = len(waiting)
         for message_id in list(waiting):
             for reply in grid.pull_messages([message_id]):
-                waiting.remove(message_id)
+                if message_id in waiting:
+                    waiting.remove(message_id)
                 yield reply
         if time.monotonic() > deadline:
             return

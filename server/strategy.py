@@ -21,14 +21,24 @@ from fedward.common.messages import LATENTS, MODEL, TrainReply, TrainRequest, re
 from fedward.server.aggregation import IntegerMean, norm_bound, screen
 from fedward.server.checkpoint import Progress
 
+_LONGEST_NAME, _LONGEST_SENTENCE = 80, 400  # characters
+
 
 @dataclass(frozen=True)
 class LostReply:
-    """A hospital whose reply did not count, and why, in public words."""
+    """A hospital whose reply did not count, and why, in public words.
+
+    The words may be the sender's own, so they are cut to lengths that a record or a terminal bears.
+    """
 
     hospital: str
     name: str
     message: str
+
+    def __post_init__(self) -> None:
+        """Cut the texts."""
+        object.__setattr__(self, "name", self.name[:_LONGEST_NAME])
+        object.__setattr__(self, "message", self.message[:_LONGEST_SENTENCE])
 
 
 class FedwardAvg(FedAvg):
@@ -65,6 +75,7 @@ class FedwardAvg(FedAvg):
         self._extras = extras or {}
         self._on_reply = on_reply
         self._sent: Vector = progress.latents
+        self._messages: list[Message] = []
 
     def arrays(self) -> ArrayRecord:
         """The global model and the study's fixed vectors, packed for the downlink."""
@@ -95,7 +106,8 @@ class FedwardAvg(FedAvg):
             if node_id not in connected
         ]
         self.downlink_bytes = wire_bytes(record) * len(node_ids)
-        return self._construct_messages(record, node_ids, MessageType.TRAIN)
+        self._messages = list(self._construct_messages(record, node_ids, MessageType.TRAIN))
+        return self._messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -109,12 +121,15 @@ class FedwardAvg(FedAvg):
         silent = {h.name for h in self._nodes.values()} - {lost.hospital for lost in self.lost}
         answered: set[str] = set()
         self.uplink_bytes = 0
+        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in self._messages}
         for reply in replies:
-            hospital = self._nodes.get(reply.metadata.src_node_id)
+            hospital = self._sender(reply, asked)
             if hospital is None:
-                continue  # a node that is not of this study, or Flower's own error for a node that is gone
-            silent.discard(hospital.name)
-            self._fold(reply, hospital, server_round, mean, answered)
+                self.lost.append(_stranger(reply))
+            else:
+                silent.discard(hospital.name)
+                self._fold(reply, hospital, server_round, mean, answered)
+            _empty(reply)
         self.lost += [
             LostReply(name, "NoReply", "The hospital did not reply in time.") for name in sorted(silent)
         ]
@@ -123,6 +138,13 @@ class FedwardAvg(FedAvg):
         self.replies = mean.replies
         self._step(server_round, mean.mean())
         return self.arrays(), MetricRecord({"replies": mean.replies, "num_examples": mean.weight})
+
+    def _sender(self, reply: Message, asked: dict[str, int]) -> EnrolledHospital | None:
+        """Who replied; Flower's own errors come from its SuperLink, so they are known by what was asked."""
+        node_id = reply.metadata.src_node_id
+        if reply.has_error() and node_id not in self._nodes:
+            node_id = asked.get(reply.metadata.reply_to_message_id, node_id)
+        return self._nodes.get(node_id)
 
     def _fold(
         self,
@@ -135,18 +157,19 @@ class FedwardAvg(FedAvg):
         if reply.has_error():
             self.lost.append(LostReply(hospital.name, *refusal_text(reply)))
             return
-        self.uplink_bytes += wire_bytes(reply.content)
         try:
+            content = _content(reply)
+            self.uplink_bytes += wire_bytes(reply.content)
             if hospital.name in answered:
                 raise UpdateRefused("The hospital replied twice; the first reply counts.")
-            mean.add(self._update(reply, hospital, server_round), hospital.num_examples)
-            answered.add(hospital.name)
-            self._on_reply(hospital.name)
+            mean.add(self._update(content, hospital, server_round), hospital.num_examples)
         except Refusal as refusal:
             self.lost.append(LostReply(hospital.name, refusal.name, str(refusal)))
+            return
+        answered.add(hospital.name)
+        self._on_reply(hospital.name)  # outside: what it refuses is no fault of the hospital's
 
-    def _update(self, reply: Message, hospital: EnrolledHospital, server_round: int) -> Vector:
-        content = TrainReply.from_records(reply.content)
+    def _update(self, content: TrainReply, hospital: EnrolledHospital, server_round: int) -> Vector:
         expected = (
             self.study.name,
             server_round,
@@ -188,6 +211,33 @@ class FedwardAvg(FedAvg):
         if server_round > study.rounds - study.averaged_rounds:
             average = average + latents
         self.progress = Progress(server_round, latents, momentum, average, now.history)
+
+
+def _content(reply: Message) -> TrainReply:
+    try:
+        return TrainReply.from_records(reply.content)
+    except Refusal:
+        raise
+    except Exception as error:
+        # Anybody's bytes, read by libraries that raise what they like (a zip where an array should be, a
+        # header that claims a petabyte): one hospital's reply must not end the study.
+        raise UpdateRefused("The reply cannot be read; its sender is broken or hostile.") from error
+
+
+def _empty(reply: Message) -> None:
+    """Let go of a reply's arrays: Flower's records lie in reference cycles, so updates would pile up until
+    the garbage collector comes by.
+    """
+    if reply.has_content():
+        for record in reply.content.array_records.values():
+            record.clear()
+
+
+def _stranger(reply: Message) -> LostReply:
+    node = f"node {reply.metadata.src_node_id}"
+    if reply.has_error():
+        return LostReply(node, *refusal_text(reply))
+    return LostReply(node, "UnknownNode", "A node that is no hospital of this study replied.")
 
 
 def released_latents(progress: Progress, study: Study) -> Vector:

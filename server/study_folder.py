@@ -5,9 +5,11 @@ teacher, where the study has them), ``checkpoint.bin``, ``progress.jsonl`` (for 
 ``final.npy`` (the released latents) and ``release/``.
 """
 
+import errno
 import json
 import os
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,7 @@ class StudyFolder:
             )
         try:
             return Study.from_dict(json.loads(read_bounded(file, _LIMIT)))
-        except (ValueError, SettingRefused) as error:
+        except (ValueError, TypeError, RecursionError, SettingRefused) as error:
             raise CheckpointRefused(
                 f"{file} is damaged ({error}); restore it, or start the study anew."
             ) from error
@@ -92,7 +94,19 @@ class StudyFolder:
         line = canonical_json({"event": event, **fields}) + b"\n"
         try:
             descriptor = os.open(self.path / "progress.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            with open(descriptor, "ab") as file:
-                file.write(line)
+            with open(descriptor, "ab", buffering=0) as file:
+                _append(file, line)
         except OSError as error:
             raise refused_output(self.path, error) from error
+
+
+def _append(file: FileIO, line: bytes) -> None:
+    """All of the line or nothing: on a full disk, half a line would spoil the one that follows it."""
+    before = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(line) == len(line):
+            return
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        file.truncate(before)
+        raise

@@ -5,11 +5,13 @@ reply is computed only when it is pulled, so one update is in memory at a time.
 """
 
 import itertools
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from flwr.app import DEFAULT_TTL, Context, Message, RecordDict
+from flwr.app import DEFAULT_TTL, Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -19,6 +21,7 @@ from fedward.server.app import STUDY_FOLDER
 from fedward.server.app import app as server_app
 
 _SERVER_NODE = 1
+_log = logging.getLogger(__name__)
 
 
 class InProcessGrid(Grid):
@@ -74,27 +77,45 @@ class InProcessGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Accept messages; they are delivered when their reply is pulled."""
-        ids = []
-        for message in messages:
-            message_id = f"m{next(self._ids)}"
-            message.metadata.__dict__["_message_id"] = message_id
-            self._pending[message_id] = message
-            ids.append(message_id)
-        return ids
+        """Accept messages; they are delivered when their reply is pulled. An unknown node's id is ``""``."""
+        return [self._push(message) for message in messages]
+
+    def _push(self, message: Message) -> str:
+        if message.metadata.dst_node_id not in self._contexts:
+            return ""
+        message_id = f"m{next(self._ids)}"
+        message.metadata.__dict__["_message_id"] = message_id
+        self._pending[message_id] = message
+        return message_id
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Run the nodes that these messages went to, and return their replies."""
+        """Run the nodes that these messages went to, and yield their replies.
+
+        As from Flower, an id that is unknown or was pulled before, and an app that raises, give an error.
+        """
         for message_id in message_ids:
             message = self._pending.pop(message_id, None)
-            if message is not None:
-                yield self._app(message, self._contexts[message.metadata.dst_node_id])
+            yield _unavailable(message_id) if message is None else self._run(message)
+
+    def _run(self, message: Message) -> Message:
+        try:
+            return self._app(message, self._contexts[message.metadata.dst_node_id])
+        except Exception:
+            _log.exception("a node's app raised")
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION), reply_to=message)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Push and pull."""
         return list(self.pull_messages(self.push_messages(messages)))
+
+
+def _unavailable(message_id: str) -> Message:
+    """What Flower's SuperLink says, in its own name, of a message that it does not have."""
+    question = Message(RecordDict(), _SERVER_NODE, MessageType.QUERY)
+    question.metadata.__dict__["_message_id"] = message_id
+    return Message(Error(ErrorCode.MESSAGE_UNAVAILABLE), reply_to=question)
 
 
 def run_in_process(folder: Path, hospitals: int) -> None:

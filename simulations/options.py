@@ -31,10 +31,10 @@ class Options:
     seed: int = 0
     local_steps: int = 1
     sample_rate: float = 0.25
-    learning_rate: float = 1.0
+    learning_rate: float = 2.0
     max_grad_norm: float = 1.0
     views: int = 1
-    augmentation: str = "none"
+    augmentation: str = "affine"
     schedule: str = "cosine"
     server_learning_rate: float = 1.0
     server_momentum: float = 0.0

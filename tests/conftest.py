@@ -1,7 +1,7 @@
-"""A tiny signed release for the tests of bundles and of the edge: bright images are of class 1."""
+"""A tiny signed release (bright images are of class 1) for bundles and the edge, and a tiny federation."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,16 @@ import pytest
 import zstandard
 from onnx import TensorProto, helper, numpy_helper
 
+from fedward.client.hospital import create_hospital
 from fedward.common.bundle import write_bundle
+from fedward.common.config import EnrolledHospital, LocalSettings, Study
+from fedward.common.datasets import ImageDataset, Split
 from fedward.common.golden import Golden, golden_bytes
 from fedward.common.manifest import GOLDEN, MODEL
 from fedward.common.signing import Signer
 from fedward.common.trust import write_trust
+from fedward.server.study_folder import StudyFolder
+from fedward.simulations.phantoms import make_phantoms
 
 SIDE = 4
 FAR_FUTURE = "2999-01-01T00:00:00Z"
@@ -109,5 +114,96 @@ def make_release(signer: Signer) -> ReleaseMaker:
             GOLDEN: golden_bytes(Golden(inputs, logits, 1e-4)),
         }
         return write_bundle(directory, tiny_manifest(raw, **changes), files, by)
+
+    return make
+
+
+def _local_settings(**changes: Any) -> LocalSettings:
+    values: dict[str, Any] = {
+        "student": "fp32-cnn",
+        "channels": 1,
+        "height": 16,
+        "width": 16,
+        "classes": ("no lesion", "lesion"),
+        "task": "binary",
+        "unit": "image",
+        "sample_rate": 0.25,
+        "local_steps": 1,
+        "rounds": 3,
+        "noise_multiplier": 4.0,
+        "max_grad_norm": 1.0,
+        "target_delta": 1e-5,
+        "views": 1,
+        "augmentation": "none",
+        "class_prior": None,
+        "ewc_lambda": 0.0,
+        "distillation_alpha": 0.0,
+        "distillation_temperature": 2.0,
+    }
+    return LocalSettings(**(values | changes))
+
+
+def _study(local: LocalSettings, counts: Sequence[int] = (30, 50, 20), **changes: Any) -> Study:
+    values: dict[str, Any] = {
+        "name": "tiny study",
+        "dataset": "phantom",
+        "local": local,
+        "hospitals": tuple(EnrolledHospital(f"hospital-{i}", count) for i, count in enumerate(counts)),
+        "target_epsilon": None if local.noise_multiplier == 0.0 else 50.0,
+        "learning_rate": 0.5,
+        "schedule": "constant",
+        "server_learning_rate": 1.0,
+        "server_momentum": 0.0,
+        "averaged_rounds": 1,
+        "uplink_codec": "fp32",
+        "downlink_codec": "fp32",
+        "quorum": 2,
+        "round_timeout": 60.0,
+        "decision": "balanced",
+        "seed": 0,
+        "parent": None,
+        "version": 1,
+    }
+    return Study(**(values | changes))
+
+
+@pytest.fixture(scope="session")
+def make_local() -> Callable[..., LocalSettings]:
+    """make_local(**changes) -> settings of a tiny student whose budget is checked in microseconds."""
+    return _local_settings
+
+
+@pytest.fixture(scope="session")
+def make_study() -> Callable[..., Study]:
+    """make_study(local, counts, **changes) -> a study of hospital-0, hospital-1, ..."""
+    return _study
+
+
+@pytest.fixture(scope="session")
+def phantom() -> ImageDataset:
+    """100, 24 and 20 grey images of 16 x 16 pixels."""
+    return make_phantoms(size=16, counts=(100, 24, 20), seed=3)
+
+
+@pytest.fixture(scope="session")
+def make_federation(phantom: ImageDataset) -> Callable[..., StudyFolder]:
+    """make_federation(path, study, budget=50.0, seed=0, with_reference=True) -> a folder ready to run."""
+
+    def make(
+        path: Path,
+        study: Study,
+        budget: float | None = 50.0,
+        seed: int | None = 0,
+        with_reference: bool = True,
+    ) -> StudyFolder:
+        start = 0
+        for index, hospital in enumerate(study.hospitals):
+            rows = slice(start, start + hospital.num_examples)
+            records = Split(phantom.train.images[rows], phantom.train.labels[rows])
+            create_hospital(path / "hospitals" / str(index), hospital.name, records, budget, 1e-5, seed)
+            start += hospital.num_examples
+        folder = StudyFolder(path)
+        folder.create(study, phantom.val if with_reference else None)
+        return folder
 
     return make

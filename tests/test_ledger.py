@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,16 @@ def test_an_entry_is_synced_before_append_returns(
     ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*arguments: Any) -> Any:
+            events.append(name)
+            return call(*arguments)
+
+        return wrapper
+
     for name in ("write", "fsync"):
-        call = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *a, name=name, call=call: events.append(name) or call(*a))
+        monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
     ledger.append("charge", {})
     assert events == ["write", "fsync"]
 

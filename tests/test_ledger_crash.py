@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,6 @@ import pytest
 
 from fedward.client.registry import Registry
 from fedward.client.replies import ReplyStore
-from fedward.simulations.studies import ledger_crash
 from fedward.simulations.studies.ledger_crash import DATASET, STEP, STUDY, Site, crash, figures
 
 
@@ -31,7 +31,7 @@ def test_work_before_its_charge_is_found_out(tmp_path: Path, monkeypatch: pytest
         return ReplyStore(self.folder / "replies").store(STUDY, server_round, content, b"reply")
 
     monkeypatch.setattr(Site, "answer", careless)
-    result = crash(20, 0, tmp_path)
+    result = crash(16, 0, tmp_path)
     assert not result["figures"]["started_uncharged"]["met"]
     assert not result["passed"]
 
@@ -40,7 +40,7 @@ def test_a_second_reply_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     answer = Site.answer
 
     def forgetful(self: Site, server_round: int, registry: Registry) -> bytes:
-        return answer(self, server_round, registry) + ledger_crash.os.urandom(1)
+        return bytes(answer(self, server_round, registry) + os.urandom(1))
 
     monkeypatch.setattr(Site, "answer", forgetful)
     assert not crash(2, 0, tmp_path)["figures"]["runs_with_one_reply"]["met"]

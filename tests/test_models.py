@@ -1,0 +1,162 @@
+"""The students: shapes, size, no statistic of the batch, and refusals of what none takes."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from fedward.common.errors import SettingRefused, UnknownName
+from fedward.common.models import (
+    FAMILIES,
+    STUDENTS,
+    StudentSpec,
+    build_student,
+    check_shape,
+    flatten,
+    initialise,
+    parameter_count,
+    unflatten,
+)
+from fedward.common.per_sample import RULES, parametric_layers
+from fedward.common.randomness import KeyedGenerator
+
+torch.set_num_threads(1)
+
+
+def spec(name: str = "ternary-cnn", channels: int = 1, side: int = 16, classes: int = 2) -> StudentSpec:
+    return StudentSpec(name, channels, side, side, classes)
+
+
+def ready(shape: StudentSpec, seed: int = 0) -> nn.Sequential:
+    model = build_student(shape)
+    initialise(model, KeyedGenerator.from_seed(seed))
+    return model
+
+
+def images(count: int, shape: StudentSpec, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.rand(count, shape.channels, shape.height, shape.width, generator=generator) - 1
+
+
+@pytest.mark.parametrize(("name", "channels"), itertools.product(STUDENTS, (1, 3)))
+def test_every_student_gives_one_logit_a_class(name: str, channels: int) -> None:
+    shape = spec(name, channels, classes=7)
+    assert ready(shape)(images(3, shape)).shape == (3, 7)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.sampled_from(FAMILIES), st.integers(16, 70), st.integers(16, 70), st.integers(2, 12))
+def test_every_side_from_16_pixels_fits(family: str, height: int, width: int, classes: int) -> None:
+    shape = StudentSpec(f"fp32-{family}", 1, height, width, classes)
+    assert ready(shape)(images(1, shape)).shape == (1, classes)
+
+
+def test_the_convolutional_student_has_about_60_thousand_parameters() -> None:
+    assert 50_000 < parameter_count(build_student(spec(side=28))) < 70_000
+
+
+def test_precision_changes_no_shape_so_a_teacher_of_fp32_fits() -> None:
+    for family in FAMILIES:
+        shapes = [
+            [p.shape for p in build_student(spec(f"{kind}-{family}")).parameters()]
+            for kind in ("ternary", "int8", "fp32")
+        ]
+        assert shapes[0] == shapes[1] == shapes[2]
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_no_student_keeps_a_statistic_of_what_it_saw(name: str) -> None:
+    model = ready(spec(name))
+    assert list(model.buffers()) == []
+    assert {type(layer) for layer in parametric_layers(model)} <= set(RULES)
+    before = flatten(list(model.parameters()))
+    model.train()(images(5, spec(name)))
+    assert torch.equal(flatten(list(model.parameters())), before)
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_an_images_logits_do_not_depend_on_the_rest_of_the_batch(name: str) -> None:
+    shape = spec(name, 3)
+    model, mine = ready(shape).train(), images(1, shape, 1)
+    alone = model(mine)
+    for others in (torch.zeros(4, 3, 16, 16), 1e3 * images(4, shape, 2), torch.full((4, 3, 16, 16), torch.nan)):
+        assert torch.allclose(model(torch.cat([others, mine]))[-1:], alone, atol=1e-5)
+
+
+def test_training_and_evaluation_mode_compute_the_same() -> None:
+    model = ready(spec())
+    batch = images(2, spec())
+    assert torch.equal(model.train()(batch), model.eval()(batch))
+
+
+def test_initial_weights_come_from_the_key_and_nothing_else() -> None:
+    torch.manual_seed(1)
+    one = flatten(list(ready(spec()).parameters()))
+    torch.manual_seed(2)
+    assert torch.equal(flatten(list(ready(spec()).parameters())), one)
+    assert not torch.equal(flatten(list(ready(spec(), seed=1).parameters())), one)
+
+
+def test_initial_weights_have_hes_variance_and_norms_start_at_identity() -> None:
+    for layer in ready(spec("fp32-cnn")).modules():
+        if isinstance(layer, nn.GroupNorm):
+            assert layer.weight.eq(1).all()
+            assert layer.bias.eq(0).all()
+        if isinstance(layer, nn.Conv2d) and layer.weight.numel() > 5000:
+            fan_in = layer.weight[0].numel()
+            assert layer.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.05)
+        if isinstance(layer, nn.Linear):
+            assert layer.bias.eq(0).all()
+
+
+def test_two_layers_of_one_shape_start_with_different_weights() -> None:
+    layers = [layer for layer in ready(spec("fp32-depthwise")).modules() if isinstance(layer, nn.Conv2d)]
+    same = [(a, b) for a, b in itertools.combinations(layers, 2) if a.weight.shape == b.weight.shape]
+    assert same
+    assert not any(torch.equal(a.weight, b.weight) for a, b in same)
+
+
+@pytest.mark.parametrize("name", ["", "cnn", "ternary-resnet", "TERNARY-CNN", "ternary-cnn "])
+def test_an_unknown_student_is_refused_with_the_names_that_exist(name: str) -> None:
+    with pytest.raises(UnknownName, match="ternary-cnn, ternary-depthwise"):
+        build_student(spec(name))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        StudentSpec("fp32-cnn", 2, 28, 28, 2),
+        StudentSpec("fp32-cnn", 0, 28, 28, 2),
+        StudentSpec("fp32-cnn", 1, 28, 28, 1),
+        StudentSpec("fp32-cnn", 1, 15, 28, 2),
+        StudentSpec("fp32-cnn", 1, 28, 513, 2),
+        StudentSpec("fp32-cnn", 1, 10**12, 28, 2),
+        StudentSpec("fp32-cnn", True, 28, 28, 2),
+        StudentSpec("fp32-cnn", 1, 28.0, 28, 2),  # type: ignore[arg-type]
+        StudentSpec("fp32-cnn", 1, "28", 28, 2),  # type: ignore[arg-type]
+        StudentSpec("fp32-cnn", None, 28, 28, 2),  # type: ignore[arg-type]
+    ],
+)
+def test_a_shape_that_no_student_takes_is_refused_before_anything_is_built(bad: StudentSpec) -> None:
+    for refuse in (check_shape, build_student):
+        with pytest.raises(SettingRefused, match="student"):
+            refuse(bad)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 4), min_size=0, max_size=3), min_size=1, max_size=5))
+def test_unflatten_undoes_flatten(shapes: list[list[int]]) -> None:
+    tensors = [torch.randn(shape) for shape in shapes]
+    vector = flatten(tensors)
+    assert vector.dtype == torch.float32
+    assert vector.shape == (sum(tensor.numel() for tensor in tensors),)
+    assert all(torch.equal(a, b) for a, b in zip(unflatten(vector, tensors), tensors, strict=True))
+
+
+@pytest.mark.parametrize("size", [0, 5, 7])
+def test_a_vector_of_another_length_does_not_unflatten(size: int) -> None:
+    with pytest.raises(ValueError, match=f"{size} values"):
+        unflatten(torch.zeros(size), [torch.zeros(2, 3)])
