@@ -123,7 +123,8 @@ def _norms(gradient: Tensor) -> Tensor:
         torch.linalg.vector_norm(blocks, dim=2),
         torch.linalg.vector_norm(gradient[:, whole:], dim=1)[:, None],
     ]
-    return torch.linalg.vector_norm(torch.cat(parts, dim=1).double(), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(torch.cat(parts, dim=1).double(), dim=1)
+    return norms
 
 
 def _weighted_sum(factors: Tensor, gradient: Tensor) -> Tensor:
@@ -132,4 +133,5 @@ def _weighted_sum(factors: Tensor, gradient: Tensor) -> Tensor:
     eights = torch.bmm(
         factors[:whole].view(-1, 1, _ROWS), gradient[:whole].reshape(-1, _ROWS, gradient.shape[1])
     )
-    return eights.double().sum(dim=(0, 1)) + (factors[whole:] @ gradient[whole:]).double()
+    total: Tensor = eights.double().sum(dim=(0, 1)) + (factors[whole:] @ gradient[whole:]).double()
+    return total

@@ -38,6 +38,11 @@ _PARTS = {
     "bundle": _Part(
         "fedward.common.bundle_commands:app", "edge", "Inspect, verify and pack signed releases."
     ),
+    "audit": _Part(
+        "fedward.simulations.audit_commands:app",
+        "simulation",
+        "Attack this installation's own privacy code.",
+    ),
 }
 
 

@@ -148,7 +148,12 @@ class LocalSettings(_Settings):
         return StudentSpec(self.student, self.channels, self.height, self.width, len(self.classes))
 
 
-def _check_text(name: str, value: object) -> None:
+def check_text(name: str, value: object) -> None:
+    """Refuse what is no name.
+
+    Raises:
+        SettingRefused: not text, empty, too long, or with characters that do not print.
+    """
     if not (isinstance(value, str) and value.isprintable() and 0 < len(value) <= _LONGEST):
         raise SettingRefused(f"{name} must be printable text of 1 to {_LONGEST} characters.")
 
@@ -157,7 +162,7 @@ def _check_classes(classes: tuple[str, ...], task: str) -> None:
     if not isinstance(classes, tuple) or not 2 <= len(classes) <= MAX_CLASSES:
         raise SettingRefused(f"classes must be a list of 2 to {MAX_CLASSES} names.")
     for name in classes:
-        _check_text("a name in classes", name)
+        check_text("a name in classes", name)
     if len(set(classes)) != len(classes):
         raise SettingRefused("Two classes have the same name; give each its own.")
     if (task == "binary" and len(classes) != 2) or (task == "multi-class" and len(classes) == 2):
@@ -187,7 +192,7 @@ def _check_hospitals(hospitals: tuple[EnrolledHospital, ...]) -> None:
     if not isinstance(hospitals, tuple) or not hospitals:
         raise SettingRefused("hospitals must be a list of at least one hospital.")
     for hospital in hospitals:
-        _check_text("a hospital's name", hospital.name)
+        check_text("a hospital's name", hospital.name)
         _in_range(f"num_examples of {hospital.name}", hospital.num_examples, 1, MAXIMUM_DECLARED, int)
     if len({hospital.name for hospital in hospitals}) != len(hospitals):
         raise SettingRefused("Two hospitals of the study have the same name; give each its own.")
@@ -242,8 +247,8 @@ class Study(_Settings):
         Raises:
             SettingRefused: a value is out of its range.
         """
-        _check_text("name", self.name)
-        _check_text("dataset", self.dataset)
+        check_text("name", self.name)
+        check_text("dataset", self.dataset)
         if not isinstance(self.local, LocalSettings):
             raise SettingRefused("local must be the settings that every hospital agrees to.")
         _check_hospitals(self.hospitals)
@@ -265,7 +270,7 @@ class Study(_Settings):
         if self.seed is not None:
             _in_range("seed", self.seed, -(2**63), 2**63, int)
         if self.parent is not None:
-            _check_text("parent", self.parent)
+            check_text("parent", self.parent)
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:

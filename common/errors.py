@@ -81,3 +81,7 @@ class ImageRefused(Refusal):
 
 class EngineFailed(Refusal):
     """A simulation engine that Fedward starts (Flower, Ray) did not start or did not finish."""
+
+
+class EgressRefused(Refusal):
+    """A message holds a field that has no class, or private data without a charge; nothing was sent."""

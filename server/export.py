@@ -16,8 +16,8 @@ from torch import nn
 
 from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
-from fedward.common.models import Residual, build_student, unflatten
-from fedward.common.quantization import QUANTIZERS, is_quantized
+from fedward.common.models import Residual, build_student, flatten, unflatten
+from fedward.common.quantization import QUANTIZERS, fake_quantize, is_quantized
 
 OPSET = 21
 INPUT, OUTPUT = "images", "logits"
@@ -145,13 +145,19 @@ def latents_of(onnx_bytes: bytes, settings: LocalSettings) -> Vector:
         tensor.name: numpy_helper.to_array(tensor)
         for tensor in onnx.load_from_string(onnx_bytes).graph.initializer
     }
-    parts = []
+    parts, precision = [], settings.spec.precision
     for name, parameter in build_student(settings.spec).named_parameters():
-        value = stored[name] if name in stored else _dequantized(stored[name + CODES], stored[name + SCALE])
+        if precision == "fp32" or not is_quantized(parameter):
+            value = stored[name]
+        else:
+            value = _dequantized(stored[name + CODES], stored[name + SCALE])
         if value.shape != tuple(parameter.shape):
             raise ValueError(f"{name} has shape {value.shape} in the release, {tuple(parameter.shape)} here")
-        parts.append(value.astype(np.float32).reshape(-1))
-    return np.concatenate(parts)
+        latent = torch.from_numpy(value.astype(np.float32))
+        if not torch.equal(fake_quantize(latent, precision), latent):
+            raise ValueError(f"{name} is not {precision} in the release")
+        parts.append(latent)
+    return flatten(parts).numpy()
 
 
 def _dequantized(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:

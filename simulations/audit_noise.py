@@ -142,5 +142,3 @@ def _repeats(where: str, values: Floats) -> Check:
         float(np.max(np.abs(lags))) * len(values) ** 0.5,
         high=_LARGEST_LAG,
     )
-
-

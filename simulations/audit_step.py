@@ -26,6 +26,7 @@ from fedward.simulations.options import Options, plan_study
 from fedward.simulations.phantoms import make_phantoms
 
 SIDE = 16
+_LARGEST_FLOAT = 3e38
 # Each probe varies what it is about; augmentation would only blur what one unit adds.
 _PLAIN = {
     "student": "fp32-cnn",
@@ -91,7 +92,7 @@ def _defaults() -> LocalSettings:
 
 
 def audit_settings(**changes: Any) -> LocalSettings:
-    """The settings that `fedward simulate` plans by default, with `changes`; without noise, every unit taken."""
+    """The settings that `fedward simulate` plans, made plain (no noise, every unit taken), with `changes`."""
     return dataclasses.replace(_defaults(), **{**_PLAIN, **changes})
 
 
@@ -105,7 +106,8 @@ def start(settings: LocalSettings, seed: int, last_weight_times: float = 1.0) ->
     model = build_student(settings.spec)
     initialise(model, keyed(seed, "start"))
     parameters = [parameter.detach() for parameter in model.parameters()]
-    parameters[-2] = parameters[-2] * last_weight_times
+    grown = parameters[-2].double() * last_weight_times
+    parameters[-2] = grown.clamp(-_LARGEST_FLOAT, _LARGEST_FLOAT)
     return flatten(parameters)
 
 
@@ -133,19 +135,18 @@ def released(
 
     Args:
         num_examples: the declared count, a public constant: data sets that are compared share it.
-        pull: EWC's; with it `settings.local_steps` must be 1.
+        pull: EWC's, with a strength as at learning rate 1; `settings.local_steps` must then be 1.
     """
-    denominator = settings.sample_rate * num_examples
-    work = LocalRound(settings, 1.0, num_examples, latents, pull)
-    change, _ = train(work, records, generator)
+    # At this learning rate the latents move by the sum itself, which spares most of float32's rounding.
+    rate = settings.sample_rate * num_examples
+    at_rate = pull and dataclasses.replace(pull, ewc_lambda=pull.ewc_lambda / rate)
+    change, _ = train(LocalRound(settings, rate, num_examples, latents, at_rate), records, generator)
     moved = change.double()
-    if pull is not None:
-        moved = _before_pull(latents.double(), moved, pull)
-    return np.asarray(-moved.numpy() * denominator)
+    return -np.asarray(moved if pull is None else _before_pull(latents.double(), moved, pull))
 
 
 def _before_pull(latents: Tensor, moved: Tensor, pull: ElasticPull) -> Tensor:
-    """Undo theta <- (theta + s*anchor) / (1 + s), s = lr*lambda*F, at learning rate 1."""
+    """Undo theta <- (theta + s*anchor) / (1 + s), s = lambda*F."""
     strength = pull.ewc_lambda * flatten(pull.fisher_diagonal).double()
     anchor = flatten(pull.anchor).double()
     return (latents + moved) * (1.0 + strength) - strength * anchor - latents

@@ -1,6 +1,7 @@
 """`fedward simulate`: a whole federation on this machine."""
 
 import json
+import shlex
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -11,16 +12,28 @@ import typer
 from rich.console import Console
 
 from fedward.common.errors import SettingRefused
+from fedward.common.printing import printable
 from fedward.simulations.options import Options
-from fedward.simulations.prepare import prepare, reopen
+from fedward.simulations.prepare import Simulation, prepare, reopen
 from fedward.simulations.simulate import Finished, run
 
 _D = Options()
-_HELP = "Train, release and report a federated study on this machine, with the code that hospitals run."
+_HELP = (
+    "Train, release and report a federated study on this machine, with the code that hospitals run. "
+    "Writes report.html, metrics.json and the signed release/ into --out. The noise of a simulation comes "
+    "from --seed, so that it can be repeated: its release protects nobody, and says so."
+)
+_STUDY, _PRIVACY, _TRAINING = "The study", "Privacy", "Training in a hospital"
+_COORDINATOR, _PUBLIC, _CONTINUE = "The coordinator", "Public reference data", "Continuing an earlier study"
+_RUN = "The run"
+
+
+def _option(panel: str, help: str, *names: str) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel)
 
 
 def _epsilon(text: str) -> float | None:
-    if text == "none":
+    if text.strip().lower() == "none":
         return None
     try:
         return float(text)
@@ -30,116 +43,204 @@ def _epsilon(text: str) -> float | None:
 
 def simulate(
     dataset: Annotated[
-        str, typer.Option(help="auto, a MedMNIST name, mednist, phantom, or an npz file.")
+        str,
+        _option(
+            _STUDY,
+            "auto (PneumoniaMNIST, else phantoms), a MedMNIST name, mednist, phantom, phantom-colour, "
+            "phantom-findings, or the path of an npz in MedMNIST's layout.",
+        ),
     ] = _D.dataset,
-    hospitals: Annotated[int, typer.Option(help="Number of simulated hospitals.")] = _D.hospitals,
-    partition: Annotated[str, typer.Option(help="iid, dirichlet:A, size:A or scanner.")] = _D.partition,
-    rounds: Annotated[int, typer.Option(help="Rounds of the study.")] = _D.rounds,
+    hospitals: Annotated[int, _option(_STUDY, "Number of simulated hospitals.")] = _D.hospitals,
+    partition: Annotated[
+        str,
+        _option(
+            _STUDY,
+            "How the images are spread: iid; dirichlet:A (classes skewed, more so the smaller A); size:P "
+            "(hospital k gets a share by k to the power -P); scanner (each with its own contrast).",
+        ),
+    ] = _D.partition,
+    student: Annotated[
+        str, _option(_STUDY, "ternary-, int8- or fp32-, then cnn or depthwise; for example int8-cnn.")
+    ] = _D.student,
+    rounds: Annotated[int, _option(_STUDY, "Rounds of the study.")] = _D.rounds,
+    seed: Annotated[int, _option(_STUDY, "Key of all randomness, noise included; 0 or more.")] = _D.seed,
     epsilon: Annotated[
-        str, typer.Option(help="Each hospital's budget, or none for training without privacy.")
+        str,
+        _option(
+            _PRIVACY,
+            "What each hospital spends at most on the study; none trains without noise.",
+        ),
     ] = "3",
-    delta: Annotated[float, typer.Option(help="Delta of the guarantee.")] = _D.delta,
-    student: Annotated[str, typer.Option(help="{ternary,int8,fp32}-{cnn,depthwise}.")] = _D.student,
-    engine: Annotated[
-        str, typer.Option(help="inproc (this process) or ray (Flower's simulation).")
-    ] = _D.engine,
-    seed: Annotated[
-        int, typer.Option(help="Key of all randomness; noise from a seed protects nobody.")
-    ] = _D.seed,
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/simulation"),
-    local_steps: Annotated[int, typer.Option(help="Noised steps a round.")] = _D.local_steps,
-    sample_rate: Annotated[float, typer.Option(help="Poisson rate of an image a step.")] = _D.sample_rate,
-    learning_rate: Annotated[float, typer.Option(help="Hospital's learning rate.")] = _D.learning_rate,
-    max_grad_norm: Annotated[float, typer.Option(help="Clip of one image's gradient.")] = _D.max_grad_norm,
-    views: Annotated[int, typer.Option(help="Augmented views averaged inside the clip.")] = _D.views,
-    augmentation: Annotated[str, typer.Option(help="none, shift or affine.")] = _D.augmentation,
-    schedule: Annotated[str, typer.Option(help="constant or cosine.")] = _D.schedule,
+    delta: Annotated[float, _option(_PRIVACY, "Delta of the guarantee.")] = _D.delta,
+    max_grad_norm: Annotated[
+        float, _option(_PRIVACY, "Clip: the largest norm of one image's gradient.")
+    ] = _D.max_grad_norm,
+    sample_rate: Annotated[
+        float, _option(_PRIVACY, "Probability that an image takes part in a step (Poisson sampling).")
+    ] = _D.sample_rate,
+    local_steps: Annotated[int, _option(_TRAINING, "Noised steps a round.")] = _D.local_steps,
+    learning_rate: Annotated[
+        float | None, _option(_TRAINING, "Of a hospital's step; planned from the noise by default.")
+    ] = _D.learning_rate,
+    schedule: Annotated[
+        str, _option(_TRAINING, "Learning rate over the rounds: constant, or cosine to a tenth.")
+    ] = _D.schedule,
+    augmentation: Annotated[str, _option(_TRAINING, "none, shift or affine.")] = _D.augmentation,
+    views: Annotated[
+        int, _option(_TRAINING, "Augmented views of an image, averaged before the clip.")
+    ] = _D.views,
     server_learning_rate: Annotated[
-        float, typer.Option(help="Coordinator's step.")
+        float, _option(_COORDINATOR, "Of the step along the mean update.")
     ] = _D.server_learning_rate,
-    server_momentum: Annotated[float, typer.Option(help="FedAvgM's momentum.")] = _D.server_momentum,
+    server_momentum: Annotated[
+        float, _option(_COORDINATOR, "Momentum of that step (FedAvgM); 0 is plain FedAvg.")
+    ] = _D.server_momentum,
     averaged_rounds: Annotated[
-        int, typer.Option(help="Released model: mean of the last N.")
+        int, _option(_COORDINATOR, "The release is the mean of the models after the last so many rounds.")
     ] = _D.averaged_rounds,
-    uplink: Annotated[str, typer.Option(help="Codec of updates: fp32 or int8.")] = _D.uplink,
-    downlink: Annotated[str, typer.Option(help="Codec of the model: fp32 or int8.")] = _D.downlink,
-    reference: Annotated[
-        str, typer.Option(help="Public reference data: val, none or a data set.")
-    ] = _D.reference,
-    prior: Annotated[str, typer.Option(help="Public class prior: reference or none.")] = _D.prior,
-    decision: Annotated[str, typer.Option(help="balanced (threshold 0) or calibrated.")] = _D.decision,
-    teacher: Annotated[str, typer.Option(help="Public teacher: none or reference.")] = _D.teacher,
-    distillation_alpha: Annotated[float, typer.Option(help="Weight of the teacher.")] = _D.distillation_alpha,
-    distillation_temperature: Annotated[
-        float, typer.Option(help="Its temperature.")
-    ] = _D.distillation_temperature,
-    continue_from: Annotated[str | None, typer.Option(help="Release to go on from.")] = None,
-    ewc_lambda: Annotated[float, typer.Option(help="Strength of EWC toward that release.")] = _D.ewc_lambda,
-    ewc_reference: Annotated[
-        str | None, typer.Option(help="Public data of the earlier task, for the Fisher.")
-    ] = None,
     quorum: Annotated[
-        int | None, typer.Option(help="Fewest replies that close a round; half by default.")
+        int | None,
+        _option(_COORDINATOR, "Fewest hospitals that must reply to a round; by default half of them."),
     ] = None,
-    round_timeout: Annotated[float, typer.Option(help="Seconds a round waits.")] = _D.round_timeout,
-    compare: Annotated[
-        bool, typer.Option("--compare", help="Add the three comparisons to the report.")
-    ] = False,
+    round_timeout: Annotated[
+        float, _option(_COORDINATOR, "Seconds that a round waits for replies.")
+    ] = _D.round_timeout,
+    uplink: Annotated[str, _option(_COORDINATOR, "How updates travel: fp32 or int8.")] = _D.uplink,
+    downlink: Annotated[str, _option(_COORDINATOR, "How the model travels: fp32 or int8.")] = _D.downlink,
+    reference: Annotated[
+        str,
+        _option(
+            _PUBLIC,
+            "val (the data set's own validation split), another data set, or none. Half of it calibrates, "
+            "half measures the rounds.",
+        ),
+    ] = _D.reference,
+    prior: Annotated[
+        str, _option(_PUBLIC, "Where the class prior of training comes from: reference or none.")
+    ] = _D.prior,
+    decision: Annotated[
+        str, _option(_PUBLIC, "balanced (threshold 0), or calibrated (thresholds from the reference data).")
+    ] = _D.decision,
+    teacher: Annotated[
+        str, _option(_PUBLIC, "none, or reference: a teacher trained on the reference data, then distilled.")
+    ] = _D.teacher,
+    distillation_alpha: Annotated[
+        float, _option(_PUBLIC, "Weight of the teacher in the loss, up to 1.")
+    ] = _D.distillation_alpha,
+    distillation_temperature: Annotated[
+        float, _option(_PUBLIC, "Softens teacher and student before they are compared.")
+    ] = _D.distillation_temperature,
+    continue_from: Annotated[
+        str | None, _option(_CONTINUE, "Release to start from: a directory or a tar.")
+    ] = None,
+    trust: Annotated[
+        Path | None, _option(_CONTINUE, "Trust file that verifies that release; by default your own.")
+    ] = None,
+    ewc_lambda: Annotated[
+        float, _option(_CONTINUE, "Strength of EWC's pull toward that release; 0 is none.")
+    ] = _D.ewc_lambda,
+    ewc_reference: Annotated[
+        str | None,
+        _option(
+            _CONTINUE, "Public data of the earlier task, for EWC's Fisher; by default the study's reference."
+        ),
+    ] = None,
+    out: Annotated[Path, _option(_RUN, "Folder of the run.")] = Path("runs/simulation"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, with its settings.")
+        bool, _option(_RUN, "Go on with the run in --out, with the settings it was started with.", "--resume")
     ] = False,
-    trust: Annotated[Path | None, typer.Option(help="Trust file for --continue-from.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print metrics.json on standard output.")] = False,
+    engine: Annotated[
+        str, _option(_RUN, "inproc (in this process), or ray (flwr run on Flower's simulation engine).")
+    ] = _D.engine,
+    compare: Annotated[
+        bool,
+        _option(
+            _RUN,
+            "Compare with public data alone, one hospital alone, and all images pooled without privacy; "
+            "takes minutes.",
+            "--compare",
+        ),
+    ] = False,
+    as_json: Annotated[bool, _option(_RUN, "Print metrics.json instead of the summary.", "--json")] = False,
 ) -> None:
-    """Train, release and report a federated study on this machine, with the code that hospitals run."""
+    """Start a run or go on with one; see `_HELP`, which is what a person reads."""
     given: dict[str, Any] = {**locals(), "epsilon": _epsilon(epsilon)}
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+    _check_given(resume)
     if resume:
-        _only_resume()
         simulation = reopen(out)
     else:
-        simulation = prepare(
-            Options(**{field.name: given[field.name] for field in fields(Options)}), out, trust
-        )
-    console.print(f"[bold]{simulation.dataset.name}[/bold]: {simulation.dataset.source}")
-    try:
-        finished = run(simulation, console)
-    except KeyboardInterrupt:
-        console.print(f"Stopped. Nothing is lost: fedward simulate --resume --out {out}")
-        raise
-    _print(finished, out, as_json, console)
+        options = Options(**{field.name: given[field.name] for field in fields(Options)})
+        console.print("Preparing data, hospitals and noise ...")
+        simulation = prepare(options, out, trust)
+    console.print(printable(f"{simulation.dataset.name}: {simulation.dataset.source}"))
+    finished = _run(simulation, out, console)
+    if as_json:
+        sys.stdout.write(json.dumps(finished.metrics, indent=1, allow_nan=False) + "\n")
+    else:
+        typer.echo("\n".join(_summary(finished.metrics, out, finished.bundle)))
 
 
-def _only_resume() -> None:
-    """The run keeps its settings: others, given beside --resume, would be ignored in silence."""
+def _check_given(resume: bool) -> None:
+    """An option that would be ignored in silence is refused.
+
+    Raises:
+        SettingRefused: settings beside --resume, which keeps the run's own, or an option whose partner is
+            missing.
+    """
     context = click.get_current_context()
     source = click.core.ParameterSource.COMMANDLINE
-    given = [name for name in context.params if context.get_parameter_source(name) == source]
-    if extra := sorted(set(given) - {"resume", "out", "as_json", "trust"}):
-        flags = ", ".join("--" + name.replace("_", "-") for name in extra)
-        raise SettingRefused(f"--resume goes on with the run's own settings: leave out {flags}.")
-
-
-def _print(finished: Finished, out: Path, as_json: bool, console: Console) -> None:
-    if as_json:
-        json.dump(finished.metrics, sys.stdout, indent=1)
-        sys.stdout.write("\n")
+    given = {name for name in context.params if context.get_parameter_source(name) == source}
+    if resume:
+        if extra := sorted(given - {"resume", "out", "as_json"}):
+            flags = ", ".join(map(_flag, extra))
+            raise SettingRefused(f"--resume goes on with the run's own settings: leave out {flags}.")
         return
-    release = finished.metrics["release"]
-    ratio = release["fp32_bytes"] / release["bytes"]
-    spent = [site["epsilon"] for site in finished.metrics["hospitals"] if site["epsilon"] is not None]
+    has_teacher = context.params["teacher"] != "none"
+    for name, partner, is_there in (
+        ("distillation_alpha", "--teacher reference", has_teacher),
+        ("distillation_temperature", "--teacher reference", has_teacher),
+        ("trust", "--continue-from", context.params["continue_from"] is not None),
+    ):
+        if name in given and not is_there:
+            raise SettingRefused(f"{_flag(name)} does nothing without {partner}: add that, or leave it out.")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _run(simulation: Simulation, out: Path, console: Console) -> Finished:
+    try:
+        return run(simulation, console)
+    except KeyboardInterrupt:
+        command = f"fedward simulate --resume --out {shlex.quote(str(out))}"
+        console.print(printable(f"No closed round is lost; go on with: {command}"))
+        raise
+
+
+def _summary(metrics: dict[str, Any], out: Path, bundle: Path) -> list[str]:
+    """The lines that a person reads at the end."""
+    release, hospitals = metrics["release"], metrics["hospitals"]
     auc = "undefined" if release["auc"] is None else f"{release['auc']:.3f}"
-    console.print(
-        f"test AUC {auc}, accuracy {release['accuracy']:.3f}, balanced {release['balanced_accuracy']:.3f}; "
-        f"epsilon {max(spent):.3f} at most"
-        if spent
-        else f"test AUC {auc}, without privacy"
-    )
-    console.print(
-        f"model {release['bytes']:,} bytes, {ratio:.1f}x below fp32; bundle {release['bundle_bytes']:,} bytes"
-    )
-    console.print(f"report  {out / 'report.html'}\nbundle  {finished.bundle}")
+    figures = f"accuracy {release['accuracy']:.3f}, balanced accuracy {release['balanced_accuracy']:.3f}"
+    spent = [site["epsilon"] for site in hospitals if site["epsilon"] is not None]
+    privacy = "none: trained without noise"
+    if spent:
+        budget, delta, unit = (hospitals[0][key] for key in ("budget", "delta", "unit"))
+        privacy = (
+            f"epsilon {max(spent):.3f} at most in any hospital, of {budget:g}, by {unit} at delta {delta:g}; "
+        )
+        privacy += "its noise came from the seed, so it protects nobody"
+    return [
+        f"test     AUC {auc}, {figures}",
+        f"privacy  {privacy}",
+        f"model    {release['bytes']:,} bytes, {release['fp32_bytes'] / release['bytes']:.1f} times smaller "
+        f"than fp32; the bundle {release['bundle_bytes']:,}",
+        printable(f"report   {out / 'report.html'}"),
+        printable(f"release  {bundle}"),
+    ]
 
 
-app = typer.Typer(add_completion=False, help=_HELP)
-app.command(name="simulate")(simulate)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=_HELP)
+app.command(name="simulate", help=_HELP)(simulate)

@@ -89,12 +89,15 @@ def _latencies(graphs: list[bytes], image: np.ndarray) -> list[float]:
 def hospital_entries(
     simulation: Simulation, study: Study, sites: list[SitePrivacy], graph: bytes
 ) -> list[dict[str, Any]]:
-    """metrics.json's ``hospitals``; AUC on each hospital's share of the test split, partitioned alike."""
+    """metrics.json's ``hospitals``; AUC on each hospital's share of the test split, partitioned alike.
+
+    ``num_examples`` is what a simulated hospital has, ``declared`` its public count and weight.
+    """
     aucs = _share_aucs(simulation, study, graph)
     return [
         {
             "name": site.name,
-            "num_examples": hospital.num_examples,
+            "num_examples": len(records.images),
             "declared": hospital.num_examples,
             "epsilon": site.epsilon,
             "delta": site.delta,
@@ -102,7 +105,9 @@ def hospital_entries(
             "budget": study.target_epsilon,
             "auc": auc,
         }
-        for site, hospital, auc in zip(sites, study.hospitals, aucs, strict=True)
+        for site, hospital, records, auc in zip(
+            sites, study.hospitals, simulation.hospitals, aucs, strict=True
+        )
     ]
 
 

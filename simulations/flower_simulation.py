@@ -19,8 +19,10 @@ from pathlib import Path
 
 from fedward.common import errors
 from fedward.common.errors import EngineFailed, Refusal
-from fedward.common.files import write_atomically
+from fedward.common.files import refused_output, write_atomically
 from fedward.server.study_folder import StudyFolder
+from fedward.simulations.run_folder import FLOWER, PROGRESS
+from fedward.simulations.watching import read_events
 
 _START_SECONDS = 60.0
 _APP = """[project]
@@ -39,7 +41,7 @@ serverapp = "fedward.server.app:app"
 clientapp = "fedward.client.app:app"
 
 [tool.flwr.app.config]
-study-folder = ""
+study-folder = {study_folder}
 """
 _CONNECTION = """[superlink]
 default = "fedward"
@@ -57,17 +59,18 @@ def run_on_ray(folder: StudyFolder, hospitals: int) -> None:
         Refusal: as the ServerApp refused.
         EngineFailed: Flower or Ray failed; the study's folder keeps their logs.
     """
-    work = folder.path.resolve() / "flower"
+    work = folder.path.resolve() / FLOWER
     app = work / "app"
-    app.mkdir(parents=True, exist_ok=True)
-    write_atomically(app / "pyproject.toml", _APP.encode())
+    _make(app)
+    # JSON's spelling of text is TOML's too; on the command line Flower would take a quote for the end.
+    study_folder = json.dumps(str(folder.path.resolve()), ensure_ascii=False)
+    write_atomically(app / "pyproject.toml", _APP.format(study_folder=study_folder).encode())
     write_atomically(app / "README.md", b"This bundle carries no code.\n")
-    watched = folder.path / "progress.jsonl"
+    watched = folder.path / PROGRESS
     seen = watched.stat().st_size if watched.exists() else 0
     with _superlink(work) as environment:
         command = [
             *_tool("flwr"), "run", str(app), "fedward", "--stream",
-            "--run-config", f'study-folder="{folder.path.resolve()}"',
             "--federation-config", f"num-supernodes={hospitals} client-resources-num-cpus=1",
         ]  # fmt: skip
         with (work / "run.log").open("ab") as log:
@@ -77,8 +80,22 @@ def run_on_ray(folder: StudyFolder, hospitals: int) -> None:
 
 
 def _tool(name: str) -> list[str]:
-    """A console script of this very environment."""
-    return [str(Path(sys.executable).with_name(name))]
+    """A console script of this very environment.
+
+    Raises:
+        EngineFailed: it is not installed.
+    """
+    script = Path(sys.executable).with_name(name)
+    if not script.exists():
+        raise EngineFailed(f"{script} does not exist: run `pip install 'fedward[simulation]'`.")
+    return [str(script)]
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused_output(folder, error) from error
 
 
 @contextmanager
@@ -86,7 +103,7 @@ def _superlink(work: Path) -> Iterator[dict[str, str]]:
     """A SuperLink on loopback for the length of the block; yields the environment of `flwr` commands."""
     port = _free_port()
     home = work / "home"
-    home.mkdir(parents=True, exist_ok=True)
+    _make(home)
     write_atomically(home / "config.toml", _CONNECTION.format(port=port).encode())
     environment = {
         **os.environ,
@@ -94,6 +111,7 @@ def _superlink(work: Path) -> Iterator[dict[str, str]]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        **_past_proxies(),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     command = [
@@ -114,6 +132,13 @@ def _superlink(work: Path) -> Iterator[dict[str, str]]:
                 process.wait()
 
 
+def _past_proxies() -> dict[str, str]:
+    """A proxy, common in hospitals' networks, cannot reach this machine's own loopback."""
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    own = ",".join(filter(None, (known, "127.0.0.1", "localhost")))
+    return {"no_proxy": own, "NO_PROXY": own}
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -121,10 +146,11 @@ def _free_port() -> int:
 
 
 def _wait_until_healthy(port: int, process: "subprocess.Popen[bytes]", work: Path) -> None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + _START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1):
+            with direct.open(f"http://127.0.0.1:{port}/health", timeout=1):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
@@ -133,8 +159,7 @@ def _wait_until_healthy(port: int, process: "subprocess.Popen[bytes]", work: Pat
 
 def _failure(watched: Path, seen: int, work: Path) -> Refusal:
     """The refusal that the ServerApp noted, or that the engine itself failed."""
-    lines = watched.read_bytes()[seen:].splitlines() if watched.exists() else []
-    for event in map(json.loads, lines):
+    for event in read_events(watched, seen)[0]:
         if event["event"] == "refused":
             kind = getattr(errors, event["name"], EngineFailed)
             return kind(event["message"])

@@ -5,15 +5,40 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fedward.common.config import EnrolledHospital, LocalSettings, Study, declared_count
+import numpy as np
+
+from fedward.common.codec import CODECS
+from fedward.common.config import (
+    AUGMENTATIONS,
+    SCHEDULES,
+    EnrolledHospital,
+    LocalSettings,
+    Study,
+    declared_count,
+)
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import SettingRefused, UnknownName
+from fedward.common.models import STUDENTS
 from fedward.common.privacy import noise_multiplier
 from fedward.server.reference import class_prior
+from fedward.simulations.partitions import partition
 
 ENGINES = ("inproc", "ray")
 TEACHERS = ("none", "reference")
 PRIORS = ("reference", "none")
+DECISIONS = ("balanced", "calibrated")
+_KNOWN = {
+    "student": STUDENTS,
+    "engine": ENGINES,
+    "teacher": TEACHERS,
+    "prior": PRIORS,
+    "decision": DECISIONS,
+    "schedule": SCHEDULES,
+    "augmentation": AUGMENTATIONS,
+    "uplink": tuple(CODECS),
+    "downlink": tuple(CODECS),
+}
+_LARGEST_STEP = 2.0**9  # what the coordinator's sum takes for one weight in one round
 
 
 @dataclass(frozen=True)
@@ -31,7 +56,7 @@ class Options:
     seed: int = 0
     local_steps: int = 1
     sample_rate: float = 0.25
-    learning_rate: float = 2.0
+    learning_rate: float | None = None  # None: `planned_learning_rate`
     max_grad_norm: float = 1.0
     views: int = 1
     augmentation: str = "affine"
@@ -55,25 +80,65 @@ class Options:
     compare: bool = False
 
     def __post_init__(self) -> None:
-        """Check what no study setting checks.
+        """Check all that can be checked before a data set is read.
 
         Raises:
-            UnknownName: an engine, teacher or prior that does not exist.
-            SettingRefused: a number of hospitals or an epsilon out of range.
+            UnknownName: a student, engine, codec, partition and so on that does not exist; the sentence
+                lists those that do.
+            SettingRefused: a value out of range, or one that contradicts another.
         """
-        for what, value, known in (
-            ("engine", self.engine, ENGINES),
-            ("teacher", self.teacher, TEACHERS),
-            ("prior", self.prior, PRIORS),
-        ):
-            if value not in known:
-                raise UnknownName(f"There is no {what} {value!r}; choose one of {', '.join(known)}.")
+        for what, known in _KNOWN.items():
+            if (value := getattr(self, what)) not in known:
+                name = f"{what} codec" if known == tuple(CODECS) else what
+                raise UnknownName(f"There is no {name} {value!r}; choose one of {', '.join(known)}.")
         if not 1 <= self.hospitals <= 10_000:
             raise SettingRefused(f"A simulation has 1 to 10,000 hospitals, not {self.hospitals}.")
         if self.epsilon is not None and not (math.isfinite(self.epsilon) and 1e-3 <= self.epsilon <= 1e3):
             raise SettingRefused(f"epsilon is from 0.001 to 1000, or none; not {self.epsilon}.")
+        if self.quorum is not None and not 1 <= self.quorum <= self.hospitals:
+            raise SettingRefused(
+                f"--quorum is from 1 to the number of hospitals, {self.hospitals}; not {self.quorum}."
+            )
+        partition(np.zeros(1, np.int64), self.partition, 1, self.seed)  # for its refusals
+        self._check_texts()
+        self._check_company()
+
+    def _check_texts(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            try:
+                str(value).encode()
+            except UnicodeEncodeError as error:
+                raise SettingRefused(
+                    f"{field.name} is not valid Unicode: {value!r}; rename the file."
+                ) from error
+
+    def _check_company(self) -> None:
+        """Refuse an option without what it needs: it would be dropped in silence, or fail after minutes."""
         if self.ewc_lambda > 0 and self.continue_from is None:
             raise SettingRefused("--ewc-lambda needs --continue-from: EWC pulls toward an earlier release.")
+        if self.ewc_reference is not None and not self.ewc_lambda > 0:
+            raise SettingRefused(
+                "--ewc-reference needs --ewc-lambda: it gives the Fisher that EWC pulls with."
+            )
+        if self.views > 1 and self.augmentation == "none":
+            raise SettingRefused(
+                f"--views {self.views} needs --augmentation shift or affine: else all views of an image are "
+                "the same."
+            )
+        if self.teacher != "none" and self.distillation_alpha == 0:
+            raise SettingRefused("--teacher needs a --distillation-alpha above 0, the teacher's weight.")
+        if self.reference == "none":
+            self._check_without_reference()
+
+    def _check_without_reference(self) -> None:
+        for flag, needs_it in (
+            ("--teacher reference", self.teacher == "reference"),
+            ("--decision calibrated", self.decision == "calibrated"),
+            ("--ewc-lambda without --ewc-reference", self.ewc_lambda > 0 and self.ewc_reference is None),
+        ):
+            if needs_it:
+                raise SettingRefused(f"{flag} needs public reference data: leave out --reference none.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -87,15 +152,28 @@ def plan_study(
     reference: Split | None,
     parent: tuple[str, int] | None,
 ) -> Study:
-    """The study that `options` ask for: noise planned by the PRV accountant, prior from public reference data.
+    """The study that `options` ask for: noise planned by PRV, class prior from public reference data.
 
     Args:
         parent: digest and version of the release to continue from.
 
     Raises:
-        SettingRefused: a setting out of range, or a target that no noise reaches.
+        SettingRefused: a setting out of range, a target that no noise reaches, or noise that no student
+            survives.
     """
-    local = LocalSettings(
+    study = _before_noise(options, _local(options, dataset, reference), dataset, hospitals, parent)
+    if options.epsilon is None:
+        return study
+    # Last, since it takes seconds: all else is refused before it.
+    steps = options.rounds * options.local_steps
+    sigma = noise_multiplier(options.epsilon, options.delta, options.sample_rate, steps)
+    study = dataclasses.replace(study, local=dataclasses.replace(study.local, noise_multiplier=sigma))
+    _check_noise(study)
+    return study
+
+
+def _local(options: Options, dataset: ImageDataset, reference: Split | None) -> LocalSettings:
+    return LocalSettings(
         student=options.student,
         channels=dataset.train.images.shape[3],
         height=dataset.train.images.shape[1],
@@ -106,7 +184,7 @@ def plan_study(
         sample_rate=options.sample_rate,
         local_steps=options.local_steps,
         rounds=options.rounds,
-        noise_multiplier=0.0,
+        noise_multiplier=0.0 if options.epsilon is None else 1.0,
         max_grad_norm=options.max_grad_norm,
         target_delta=options.delta,
         views=options.views,
@@ -116,10 +194,15 @@ def plan_study(
         distillation_alpha=0.0 if options.teacher == "none" else options.distillation_alpha,
         distillation_temperature=options.distillation_temperature,
     )
-    if options.epsilon is not None:
-        steps = options.rounds * options.local_steps
-        sigma = noise_multiplier(options.epsilon, options.delta, options.sample_rate, steps)
-        local = dataclasses.replace(local, noise_multiplier=sigma)
+
+
+def _before_noise(
+    options: Options,
+    local: LocalSettings,
+    dataset: ImageDataset,
+    hospitals: list[Split],
+    parent: tuple[str, int] | None,
+) -> Study:
     enrolled = tuple(
         EnrolledHospital(f"hospital-{index + 1:02d}", declared_count(len(records.images)))
         for index, records in enumerate(hospitals)
@@ -130,20 +213,52 @@ def plan_study(
         local=local,
         hospitals=enrolled,
         target_epsilon=options.epsilon,
-        learning_rate=options.learning_rate,
+        learning_rate=planned_learning_rate(local, enrolled)
+        if options.learning_rate is None
+        else options.learning_rate,
         schedule=options.schedule,
         server_learning_rate=options.server_learning_rate,
         server_momentum=options.server_momentum,
         averaged_rounds=options.averaged_rounds,
         uplink_codec=options.uplink,
         downlink_codec=options.downlink,
-        quorum=options.quorum or math.ceil(len(enrolled) / 2),
+        quorum=math.ceil(len(enrolled) / 2) if options.quorum is None else options.quorum,
         round_timeout=options.round_timeout,
         decision=options.decision,
         seed=options.seed,
         parent=None if parent is None else parent[0],
         version=1 if parent is None else parent[1] + 1,
     )
+
+
+def _check_noise(study: Study) -> None:
+    """Refuse noise so large that too few hospitals' updates would pass the coordinator's screening.
+
+    A round adds Gaussian noise of deviation lr sigma C sqrt(steps) / (q n) to each weight; among the tens of
+    thousands of a student one passes four deviations, and in any honest study that is far below 1.
+    """
+    local = study.local
+    largest = sorted(hospital.num_examples for hospital in study.hospitals)[-study.quorum]
+    deviation = study.learning_rate * local.noise_multiplier * local.max_grad_norm
+    deviation *= math.sqrt(local.local_steps) / (local.sample_rate * largest)
+    if 4 * deviation > _LARGEST_STEP:
+        raise SettingRefused(
+            f"With these settings a round's noise alone moves each weight by {deviation:.3g}, and nothing is "
+            "learned: raise epsilon, or lower the learning rate, max-grad-norm or rounds."
+        )
+
+
+def planned_learning_rate(local: LocalSettings, hospitals: tuple[EnrolledHospital, ...]) -> float:
+    """2, or less where the noise would then move a coordinate by more than .014 a round.
+
+    From public constants only: the mean update's noise has standard deviation
+    sigma * C * sqrt(hospitals) / (rate * declared images of all), for one local step.
+    """
+    total = sum(hospital.num_examples for hospital in hospitals)
+    noise = (
+        local.noise_multiplier * local.max_grad_norm * math.sqrt(len(hospitals)) / (local.sample_rate * total)
+    )
+    return min(2.0, 0.014 / noise) if noise > 0 else 2.0
 
 
 def _prior(options: Options, reference: Split | None, classes: int) -> tuple[float, ...] | None:

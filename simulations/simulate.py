@@ -1,5 +1,6 @@
 """One simulated study from start to report: prepare, run, release, evaluate once, write."""
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +14,26 @@ from fedward.common.bundle import Bundle, model_bytes, read_bundle
 from fedward.common.codec import Vector
 from fedward.common.config import Study
 from fedward.common.decision import decide
-from fedward.common.errors import CheckpointRefused
+from fedward.common.errors import BundleRefused, CheckpointRefused
+from fedward.common.files import read_bounded
+from fedward.common.manifest import release_digest
 from fedward.common.signing import ensure_default_keys
 from fedward.common.trust import load_trust
-from fedward.server.checkpoint import load_checkpoint
+from fedward.server.checkpoint import Progress, load_checkpoint
 from fedward.server.release import SitePrivacy, make_release
+from fedward.server.strategy import released_latents
+from fedward.server.study_folder import StudyFolder
 from fedward.simulations.comparison import compare
 from fedward.simulations.evaluation import REPORT_IMAGES, hospital_entries, metrics_of, release_entry
 from fedward.simulations.federation import run_in_process
 from fedward.simulations.flower_simulation import run_on_ray
-from fedward.simulations.metrics_file import write_metrics
+from fedward.simulations.metrics_file import check_metrics, write_metrics
 from fedward.simulations.prepare import Simulation
 from fedward.simulations.report import ReportDetails, write_report
+from fedward.simulations.run_folder import HOSPITALS, METRICS, PROGRESS, REPORT
 from fedward.simulations.watching import progress_bars, spent_after
+
+_METRICS_LIMIT = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -37,62 +45,95 @@ class Finished:
 
 
 def run(simulation: Simulation, console: Console) -> Finished:
-    """Run what `prepare` or `reopen` gave, from wherever it stands.
+    """Run what `prepare` or `reopen` gave, from wherever it stands; a finished run is left as it is.
 
     Raises:
         Refusal: by name; what was closed stays on disk, to be resumed.
     """
     folder, study = simulation.folder, simulation.folder.study()
     signer = ensure_default_keys()  # before the rounds: a missing key must not cost a run
+    if finished := _already_finished(folder):
+        console.print("This run is finished already; nothing was done again.")
+        return finished
     started = time.monotonic()
     if not folder.final.exists():
         _engine(simulation, study, console)
-    latents = _final(folder.final, study)
-    trained = time.monotonic()
-    rounds = _rounds(simulation, study)
+    progress = load_checkpoint(folder.checkpoint, study)
+    latents = _final(folder.final, progress, study)
     sites = _sites(simulation, study)
     if not folder.release.exists():
         console.print("Calibrating, exporting and signing the release ...")
         make_release(folder, latents, sites, signer, {"engine": simulation.options.engine})
-    bundle = read_bundle(folder.release, load_trust())
+    bundle = _own_bundle(folder)
     console.print("Reading the test split, once ...")
     release, logits = release_entry(folder, study, latents, simulation.dataset, bundle)
     hospitals = hospital_entries(simulation, study, sites, model_bytes(bundle))
     comparison = _compare(simulation, study, console)
-    timing = {
-        "train_seconds": round(trained - started, 3),
-        "overhead_seconds": round(time.monotonic() - trained, 3),
-    }
+    rounds = [{**row, "epsilon": spent_after(study, row["round"])} for row in progress.history]
+    timing = _timing(rounds, time.monotonic() - started)
     metrics = metrics_of(simulation, study, rounds, hospitals, release, comparison, timing)
-    write_metrics(folder.path / "metrics.json", metrics)
-    write_report(folder.path / "report.html", metrics, _details(simulation, study, bundle, logits))
+    write_metrics(folder.path / METRICS, metrics)
+    write_report(folder.path / REPORT, metrics, _details(simulation, study, bundle, logits))
     return Finished(metrics, folder.release)
+
+
+def _already_finished(folder: StudyFolder) -> Finished | None:
+    """What the report was written from, if the run got that far and its release is still there."""
+    metrics_file = folder.path / METRICS
+    if not (metrics_file.exists() and (folder.path / REPORT).exists() and folder.release.exists()):
+        return None
+    digest = release_digest(_own_bundle(folder).manifest)
+    try:
+        metrics = json.loads(read_bounded(metrics_file, _METRICS_LIMIT))
+        check_metrics(metrics)
+    except ValueError:
+        return None  # damaged: written again
+    return Finished(metrics, folder.release) if metrics["release"]["digest"] == digest else None
+
+
+def _own_bundle(folder: StudyFolder) -> Bundle:
+    try:
+        return read_bundle(folder.release, load_trust())
+    except BundleRefused as refusal:
+        raise type(refusal)(
+            f"{refusal} It is this run's own release: delete {folder.release} and go on with --resume."
+        ) from refusal
+
+
+def _timing(rounds: list[dict[str, Any]], seconds: float) -> dict[str, float]:
+    """Training is the sum of the rounds, whenever they ran; the rest of this process's time is overhead."""
+    trained = sum(row["seconds"] for row in rounds)
+    return {"train_seconds": round(trained, 3), "overhead_seconds": round(max(0.0, seconds - trained), 3)}
 
 
 def _engine(simulation: Simulation, study: Study, console: Console) -> None:
     folder = simulation.folder.path
-    with progress_bars(study, folder / "progress.jsonl", console):
+    with progress_bars(study, folder / PROGRESS, console):
         if simulation.options.engine == "ray":
             run_on_ray(simulation.folder, len(study.hospitals))
         else:
             run_in_process(folder, len(study.hospitals))
 
 
-def _final(path: Path, study: Study) -> Vector:
+def _final(path: Path, progress: Progress, study: Study) -> Vector:
+    """The released latents, which must be those of the last checkpoint, to the bit.
+
+    Raises:
+        CheckpointRefused: they are not, or cannot be read.
+    """
     try:
-        return np.asarray(np.load(path, allow_pickle=False), np.float32)
-    except (OSError, ValueError, EOFError) as error:
+        latents = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise CheckpointRefused(f"{path} is damaged; delete it and go on with --resume.") from error
-
-
-def _rounds(simulation: Simulation, study: Study) -> list[dict[str, Any]]:
-    history = load_checkpoint(simulation.folder.checkpoint, study).history
-    return [{**row, "epsilon": spent_after(study, row["round"])} for row in history]
+    expected = released_latents(progress, study)
+    if not isinstance(latents, np.ndarray) or latents.tobytes() != expected.tobytes():
+        raise CheckpointRefused(f"{path} is not what the rounds gave; delete it and go on with --resume.")
+    return expected
 
 
 def _sites(simulation: Simulation, study: Study) -> list[SitePrivacy]:
     """What each hospital's own ledger says it spent, by PRV."""
-    return [_site(simulation.folder.path / "hospitals" / str(index)) for index in range(len(study.hospitals))]
+    return [_site(simulation.folder.path / HOSPITALS / str(index)) for index in range(len(study.hospitals))]
 
 
 def _site(folder: Path) -> SitePrivacy:

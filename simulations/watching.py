@@ -1,5 +1,6 @@
 """Progress on the terminal, read from the study's ``progress.jsonl``: the same for both engines."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,25 @@ from fedward.common.privacy import epsilon
 _SECONDS = 0.2
 
 
+def read_events(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """The events of whole lines from byte `offset` on, and the offset behind them.
+
+    A line that a crash cut off in the middle is passed over: the file only shows, it decides nothing.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except OSError:
+        return [], offset
+    whole = data[: data.rfind(b"\n") + 1]
+    events = []
+    for line in whole.splitlines():
+        with contextlib.suppress(ValueError):
+            events.append(json.loads(line))
+    return [event for event in events if isinstance(event, dict) and "event" in event], offset + len(whole)
+
+
 class _Watcher:
     """Follows the file and moves two bars: rounds of the study, hospitals of the round."""
 
@@ -28,14 +48,9 @@ class _Watcher:
 
     def look(self) -> None:
         """Read what is new."""
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if line.endswith(b"\n"):
-                    self._offset += len(line)
-                    self._show(json.loads(line))
+        events, self._offset = read_events(self._path, self._offset)
+        for event in events:
+            self._show(event)
 
     def _show(self, event: dict[str, Any]) -> None:
         if event["event"] == "round":

@@ -1,7 +1,10 @@
 """A tiny signed release (bright images are of class 1) for bundles and the edge, and a tiny federation."""
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import zstandard
 from onnx import TensorProto, helper, numpy_helper
 
 from fedward.client.hospital import create_hospital
+from fedward.common import cli
 from fedward.common.bundle import write_bundle
 from fedward.common.config import EnrolledHospital, LocalSettings, Study
 from fedward.common.datasets import ImageDataset, Split
@@ -19,6 +23,7 @@ from fedward.common.manifest import GOLDEN, MODEL
 from fedward.common.signing import Signer
 from fedward.common.trust import write_trust
 from fedward.server.study_folder import StudyFolder
+from fedward.simulations import sources
 from fedward.simulations.phantoms import make_phantoms
 
 SIDE = 4
@@ -207,3 +212,28 @@ def make_federation(phantom: ImageDataset) -> Callable[..., StudyFolder]:
         return folder
 
     return make
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that ended: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def fedward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Done]]:
+    """fedward("simulate", "--rounds", 2) as typed, in this process, with keys of its own and no network."""
+
+    def run(*arguments: object) -> Done:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = cli.run([str(argument) for argument in arguments])
+        return Done(code, out.getvalue(), err.getvalue())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDWARD_CONFIG", str(tmp_path_factory.mktemp("config")))
+        patch.setattr(sources, "download_medmnist", lambda *_: pytest.fail("a test asked for the network"))
+        yield run

@@ -14,6 +14,7 @@ from fedward.common.config import LocalSettings
 from fedward.common.errors import UpdateRefused
 from fedward.server.aggregation import IntegerMean, norm_bound, screen
 
+Drawn = list[tuple[list[float], int]]
 LocalMaker = Callable[..., LocalSettings]
 GRID = 2.0**-24
 VALUES = st.floats(-500.0, 500.0, width=32)
@@ -30,7 +31,9 @@ def _folded(updates: list[tuple[Vector, int]]) -> IntegerMean:
 
 
 @given(UPDATES, st.randoms(use_true_random=False))
-def test_no_order_of_arrival_changes_a_bit(drawn: list[tuple[list[float], int]], order: random.Random) -> None:
+def test_no_order_of_arrival_changes_a_bit(
+    drawn: list[tuple[list[float], int]], order: random.Random
+) -> None:
     updates = [(np.array(values, np.float32), weight) for values, weight in drawn]
     shuffled = order.sample(updates, len(updates))
     assert _folded(updates).mean().tobytes() == _folded(shuffled).mean().tobytes()
@@ -47,7 +50,7 @@ def test_a_float_sum_of_the_same_updates_would_depend_on_the_order() -> None:
 
 
 @given(UPDATES)
-def test_the_mean_is_the_weighted_mean_to_the_grid(drawn: list[tuple[list[float], int]]) -> None:
+def test_the_mean_is_the_weighted_mean_to_the_grid(drawn: Drawn) -> None:
     updates = [(np.array(values, np.float32), weight) for values, weight in drawn]
     weights = np.array([weight for _, weight in updates], np.float64)
     exact = np.average([update.astype(np.float64) for update, _ in updates], axis=0, weights=weights)
@@ -110,7 +113,9 @@ def _worst_honest_update(
     return decode(encode(update.astype(np.float32), "int8"), count, "int8")
 
 
-@pytest.mark.parametrize(("records", "declared"), [(1, 10), (3, 10), (10, 10), (588, 590), (100_000, 100_000)])
+@pytest.mark.parametrize(
+    ("records", "declared"), [(1, 10), (3, 10), (10, 10), (588, 590), (100_000, 100_000)]
+)
 @pytest.mark.parametrize("rate", [0.01, 0.25, 1.0])
 @pytest.mark.parametrize(("sigma", "steps"), [(0.0, 1), (0.7, 5), (9.57, 1), (60.0, 40)])
 def test_no_honest_update_is_refused(
@@ -143,7 +148,9 @@ def test_the_bound_is_public_and_no_more_than_a_few_times_an_honest_norm(
         screen(update, bound)
 
 
-def test_without_noise_a_large_site_moves_no_further_than_its_steps_of_one_clip(make_local: LocalMaker) -> None:
+def test_without_noise_a_large_site_moves_by_its_clip_a_step(
+    make_local: LocalMaker,
+) -> None:
     local = make_local(noise_multiplier=0.0, sample_rate=0.1, local_steps=3, max_grad_norm=2.0)
     assert 3 * 0.5 * 2.0 < norm_bound(local, 0.5, 100_000, 60_000) < 1.2 * 3 * 0.5 * 2.0
 

@@ -105,5 +105,5 @@ def test_each_parameter_has_its_own_anchor_and_neither_is_changed() -> None:
 
 
 def test_a_missing_anchor_is_an_error_not_a_parameter_without_pull() -> None:
-    with pytest.raises(ValueError, match="longer|shorter"):
+    with pytest.raises(ValueError, match=r"longer|shorter"):
         ElasticPull([torch.zeros(2)], [torch.ones(2)], 1.0)([torch.zeros(2), torch.zeros(2)], 1.0)

@@ -19,7 +19,6 @@ def test_crashes_leave_the_promises_standing_and_the_study_resumes(tmp_path: Pat
     second = crash(12, 1, tmp_path)
     assert second["rows"][:6] == first["rows"]
     assert second["passed"]
-    assert second["killed"] > 0
     assert len(second["rows"]) == 12
 
 
@@ -47,9 +46,20 @@ def test_a_second_reply_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_refusal_counts_against_every_target() -> None:
-    found = figures([{"refusal": "LedgerRefused: damaged"}])
+    found = figures([{"refusal": "LedgerRefused: damaged", "killed": True}])
     assert not found["runs_that_verify"]["met"]
     assert not found["refusals"]["met"]
+
+
+def test_a_study_that_killed_nothing_shows_nothing() -> None:
+    row = {
+        "refusal": None,
+        "verifies": True,
+        "started_uncharged": 0,
+        "steps_spent": 3,
+        "steps_charged_once": 3,
+    }
+    assert not figures([{**row, "replies": 1, "killed": False}])["runs_killed"]["met"]
 
 
 def test_the_command_prints_one_json_object_and_its_exit_code(tmp_path: Path) -> None:

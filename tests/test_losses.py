@@ -120,11 +120,9 @@ def test_distillation_scales_by_the_temperature_squared(task: str, temperature: 
 def test_distillation_goes_from_teacher_to_student(task: str) -> None:
     student, teacher = logits(1, classes_of(task)), logits(1, classes_of(task), 3)
     student.requires_grad_(True)
-    distillation(student, teacher, 1.0, task).sum().backward()
+    distillation(student, teacher, 1.0, task).sum().backward()  # type: ignore[no-untyped-call]
     assert student.grad is not None
-    probabilities = (
-        torch.sigmoid if task == "multi-label" else lambda values: torch.softmax(values, dim=1)
-    )
+    probabilities = torch.sigmoid if task == "multi-label" else lambda values: torch.softmax(values, dim=1)
     expected = probabilities(student.detach()) - probabilities(teacher)
     if task == "multi-label":
         expected = expected / expected.shape[1]

@@ -82,7 +82,11 @@ def test_an_images_logits_do_not_depend_on_the_rest_of_the_batch(name: str) -> N
     shape = spec(name, 3)
     model, mine = ready(shape).train(), images(1, shape, 1)
     alone = model(mine)
-    for others in (torch.zeros(4, 3, 16, 16), 1e3 * images(4, shape, 2), torch.full((4, 3, 16, 16), torch.nan)):
+    for others in (
+        torch.zeros(4, 3, 16, 16),
+        1e3 * images(4, shape, 2),
+        torch.full((4, 3, 16, 16), torch.nan),
+    ):
         assert torch.allclose(model(torch.cat([others, mine]))[-1:], alone, atol=1e-5)
 
 

@@ -83,6 +83,7 @@ def test_different_labels_give_different_streams(
         (("a",), ("a", "")),
         ((), ("",)),
         (("str:a",), ("a",)),
+        (("a", "b"), ("astr:b",)),
         ((1, 23), (12, 3)),
     ],
 )
@@ -97,7 +98,9 @@ def test_a_chain_of_purposes_is_not_one_purpose_with_two_labels() -> None:
 
 
 def test_seeds_and_their_labels_give_different_streams_and_repeat() -> None:
-    streams = [KeyedGenerator.from_seed(seed, *labels).bytes(32) for seed in (-1, 0, 1) for labels in ((), ("a",))]
+    streams = [
+        KeyedGenerator.from_seed(seed, *labels).bytes(32) for seed in (-1, 0, 1) for labels in ((), ("a",))
+    ]
     assert len(set(streams)) == len(streams)
     assert KeyedGenerator.from_seed(1, "a").bytes(32) == streams[-1]
 

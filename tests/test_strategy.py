@@ -134,9 +134,7 @@ def _npz() -> bytes:
 
 def _npy_that_claims(count: int) -> bytes:
     buffer = BytesIO()
-    np.lib.format.write_array_header_1_0(
-        buffer, {"descr": "|u1", "fortran_order": False, "shape": (count,)}
-    )
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": (count,)})
     return buffer.getvalue()
 
 
@@ -291,7 +289,13 @@ def test_a_missed_quorum_names_its_reasons_and_leaves_the_state_as_it_was(study:
     replies = [BAD_REPLIES["NaN"][0](), _reply(1), refusal_reply(RequestRefused("No."), _question(102))]
     with pytest.raises(QuorumMissed) as caught:
         strategy.aggregate_train(1, replies)
-    for words in ("Round 1", "1 usable", "quorum", "hospital-0: PayloadRefused", "hospital-2: RequestRefused"):
+    for words in (
+        "Round 1",
+        "1 usable",
+        "quorum",
+        "hospital-0: PayloadRefused",
+        "hospital-2: RequestRefused",
+    ):
         assert words in str(caught.value)
     assert "--resume" in str(caught.value)
     assert strategy.progress is before

@@ -18,7 +18,7 @@ from rich.console import Console
 from fedward.simulations.options import Options
 from fedward.simulations.prepare import prepare
 from fedward.simulations.simulate import run
-from fedward.simulations.studies.rows import Row, Target, conclude, measured
+from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
 
 # name -> (partition, epsilon, target AUC, target accuracy)
 CASES: dict[str, tuple[str, float, float, float | None]] = {
@@ -104,4 +104,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_study(main)

@@ -5,14 +5,18 @@ measures only the keys that are missing, so it goes on where it was cut off.
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedward.common.errors import CheckpointRefused
+import typer
+
+from fedward.common.errors import CheckpointRefused, Refusal
 from fedward.common.files import canonical_json, refused_output
+from fedward.common.printing import printable
 
 Row = dict[str, Any]
 
@@ -46,36 +50,53 @@ def measured(
         CheckpointRefused: the file of rows is damaged before its last line.
         OutputRefused: the folder cannot be written.
     """
+    path = out / "rows.jsonl"
+    known = _opened(path)
+    rows = []
+    for key in keys:
+        name = canonical_json(key)
+        if name not in known:
+            say(f"measuring {name.decode()}")
+            known[name] = {"key": key, **measure(key)}
+            _append(path, known[name])
+        rows.append(known[name])
+    return rows
+
+
+def _opened(path: Path) -> dict[bytes, Row]:
+    """The rows that are there; the folder is made, and a row that a crash cut off is taken away."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / "rows.jsonl"
-        known = _read(path)
-        rows = []
-        for key in keys:
-            name = canonical_json(key)
-            if name not in known:
-                say(f"measuring {name.decode()}")
-                known[name] = {"key": key, **measure(key)}
-                with path.open("ab") as file:
-                    file.write(canonical_json(known[name]) + b"\n")
-            rows.append(known[name])
-        return rows
+        path.parent.mkdir(parents=True, exist_ok=True)
+        data = path.read_bytes() if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            os.truncate(path, len(whole))  # never rewritten: the rows before it took hours
     except OSError as error:
-        raise refused_output(out, error) from error
-
-
-def _read(path: Path) -> dict[bytes, Row]:
-    if not path.exists():
-        return {}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        path.write_bytes(whole)  # a row that was cut off by a crash is measured again
+        raise refused_output(path, error) from error
     try:
         rows = [json.loads(line) for line in whole.splitlines()]
         return {canonical_json(row["key"]): row for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointRefused(f"{path} is damaged; name another --out folder.") from error
+
+
+def _append(path: Path, row: Row) -> None:
+    try:
+        with path.open("ab") as file:
+            file.write(canonical_json(row) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise refused_output(path, error) from error
+
+
+def run_study(main: Callable[..., None]) -> None:
+    """Run a study's command line; a refusal is one named sentence and exit code 1, as `fedward` gives it."""
+    try:
+        typer.run(main)
+    except Refusal as refusal:
+        sys.stderr.write(printable(f"{refusal.name}: {refusal}") + "\n")
+        sys.exit(1)
 
 
 def conclude(study: str, rows: list[Row], targets: list[Target], as_json: bool, **more: Any) -> int:
