@@ -1,4 +1,4 @@
-"""The hospital's Flower ClientApp: bytes in, bytes out; refusals leave by name, exceptions never as text.
+"""The hospital's Flower ClientApp: bytes in, bytes out, and every byte out through the gate.
 
 In a simulation the node's state folder is ``<study folder>/hospitals/<partition-id>``.
 """
@@ -10,15 +10,17 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedward.client.egress import ENROL, TRAIN, open_gate, unlogged
 from fedward.client.hospital import Hospital, open_hospital
-from fedward.common.errors import BudgetRefused, PayloadRefused, Refusal, RequestRefused, SettingRefused
+from fedward.client.spending import Charge
+from fedward.common.errors import Refusal, RequestRefused
 from fedward.common.files import canonical_json
-from fedward.common.messages import CONFIG, TrainRequest, refusal_reply
+from fedward.common.messages import CONFIG, TrainRequest
 
 STUDY_FOLDER = "study-folder"
 _log = logging.getLogger(__name__)
-# The refusals whose sentences are about the request and the budget only, and so may leave.
-_PUBLIC = (BudgetRefused, PayloadRefused, RequestRefused, SettingRefused)
+
+Answer = Callable[[Hospital], tuple[RecordDict, Charge | None]]
 
 app = ClientApp()
 
@@ -29,19 +31,23 @@ def _folder(context: Context) -> Path:
     )
 
 
-def _answer(message: Message, context: Context, content: Callable[[Hospital], RecordDict]) -> Message:
+def _answer(kind: str, message: Message, context: Context, answer: Answer) -> Message:
     try:
-        return Message(content(open_hospital(_folder(context))), reply_to=message)
+        folder = _folder(context)
+        gate = open_gate(folder)
+    except Exception:
+        _log.exception("the record of what leaves cannot be opened")
+        return unlogged(message)
+    try:
+        hospital = open_hospital(folder)
+        content, charge = answer(hospital)
+        return gate.release(kind, content, message, charge, hospital.is_without_privacy)
     except Refusal as refusal:
-        if isinstance(refusal, _PUBLIC) and str(context.run_config[STUDY_FOLDER]) not in str(refusal):
-            return refusal_reply(refusal, message)
-        # Its sentence may name a file, or what stands in one; its name alone is public.
-        _log.error("%s: %s", refusal.name, refusal)
-        return refusal_reply(type(refusal)("The hospital cannot answer; see its own log."), message)
+        return gate.refuse(refusal, message, (str(folder), str(context.run_config[STUDY_FOLDER])))
     except Exception:
         # The text of an unexpected exception may hold private values: it stays in the local log.
         _log.exception("a round failed")
-        return refusal_reply(
+        return gate.refuse(
             RequestRefused("The hospital's round failed; see the hospital's own log."), message
         )
 
@@ -50,18 +56,19 @@ def _answer(message: Message, context: Context, content: Callable[[Hospital], Re
 def enrol(message: Message, context: Context) -> Message:
     """Reply with the hospital's public name and declared count."""
 
-    def content(hospital: Hospital) -> RecordDict:
-        public = {"name": hospital.profile.name, "num_examples": hospital.profile.num_examples}
-        return RecordDict({CONFIG: ConfigRecord({"profile": canonical_json(public)})})
+    def answer(hospital: Hospital) -> tuple[RecordDict, None]:
+        profile = ConfigRecord({"profile": canonical_json(hospital.enrolment)})
+        return RecordDict({CONFIG: profile}), None
 
-    return _answer(message, context, content)
+    return _answer(ENROL, message, context, answer)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Answer one round."""
 
-    def content(hospital: Hospital) -> RecordDict:
-        return hospital.answer(TrainRequest.from_records(message.content)).to_records()
+    def answer(hospital: Hospital) -> tuple[RecordDict, Charge | None]:
+        reply = hospital.answer(TrainRequest.from_records(message.content))
+        return reply.to_records(), hospital.charge_of(reply)
 
-    return _answer(message, context, content)
+    return _answer(TRAIN, message, context, answer)

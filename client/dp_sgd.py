@@ -118,6 +118,9 @@ class KeyedDPOptimizer(DPOptimizer):  # type: ignore[misc]
 def _norms(gradient: Tensor) -> Tensor:
     """L2 norm of each row, float64 (units,): float32 within blocks, float64 over them."""
     whole = gradient.shape[1] // _BLOCK * _BLOCK
+    if whole == 0:
+        short: Tensor = torch.linalg.vector_norm(gradient, dim=1)
+        return short.double()
     blocks = gradient[:, :whole].reshape(len(gradient), whole // _BLOCK, _BLOCK)
     parts = [
         torch.linalg.vector_norm(blocks, dim=2),

@@ -2,176 +2,291 @@
 
 Each field that a hospital can send has its class declared in `FIELDS`, and nowhere else:
 
-- ``public``: known to the coordinator before, or chosen by the hospital at enrolment;
+- ``public``: known to the coordinator before, or telling nothing of any record to anybody;
 - ``dp``: the output of a mechanism that was charged, named with its charge;
-- ``consented``: leaves because the site's policy says so.
+- ``consented``: leaves because the site agreed to it, for example by enrolling.
 
-A message with any other field is refused whole. A failure leaves as a refusal's name and a sentence from a
-class that may leave; the text of an exception never does. The log is a hash-chained ledger of its own.
+A message with any other field is held back whole. A failure leaves as a refusal's name and, of the classes
+in `SPEAKING`, its sentence; the text of an exception never does. The log is a hash-chained ledger of its own,
+written and synced before the message leaves: where it cannot be written, one constant sentence leaves.
+
+    left   {message, asked, about, bytes, fields: [{name, class, bytes, sha256, why?}], charge}
+    held   {message, asked, why}                       a message that was not sent, and the reason
 """
 
+import functools
 import hashlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Message, RecordDict
 
-from fedward.client.spending import Charge
+from fedward.client.spending import Charge, mechanism_json
 from fedward.common.errors import (
     BudgetRefused,
     EgressRefused,
+    LedgerRefused,
     PayloadRefused,
     Refusal,
     RequestRefused,
     SettingRefused,
 )
-from fedward.common.files import parse_canonical
+from fedward.common.files import canonical_json, parse_canonical, refused_output
 from fedward.common.ledger import Ledger
-from fedward.common.messages import CONFIG, LATENTS, REFUSED, UPDATE
+from fedward.common.messages import CONFIG, refusal_reply
 
+LOG = Path("egress") / "ledger.jsonl"  # in a hospital's state folder
 PUBLIC, DP, CONSENTED = "public", "dp", "consented"
+ENROL, TRAIN, REFUSAL = "enrol", "train", "refusal"
+
+_NAME = "the name that the hospital chose for the study"
+_COUNT = "the number of images that the hospital declared: rounded up to tens, and frozen"
 
 # (kind of message, field) -> (class, why it may leave, in words for a data protection officer)
 FIELDS: dict[tuple[str, str], tuple[str, str]] = {
-    ("enrol", "profile.name"): (CONSENTED, "the name that the hospital chose at enrolment"),
-    ("enrol", "profile.num_examples"): (CONSENTED, "the rounded count of images that the hospital declared"),
-    ("train", "reply.study"): (PUBLIC, "the study's name, as the coordinator asked"),
-    ("train", "reply.round"): (PUBLIC, "the round's number, as the coordinator asked"),
-    ("train", "reply.codec"): (PUBLIC, "the format of the update, as the coordinator asked"),
-    ("train", "reply.hospital"): (CONSENTED, "the name that the hospital chose at enrolment"),
-    ("train", "reply.num_examples"): (CONSENTED, "the rounded count of images that the hospital declared"),
-    ("train", "update.latents"): (DP, "the model's change, with noise that hides any one image"),
-    ("refusal", "error.code"): (PUBLIC, "that the hospital refused"),
-    ("refusal", "error.reason"): (
+    (ENROL, "profile.name"): (CONSENTED, _NAME),
+    (ENROL, "profile.num_examples"): (CONSENTED, _COUNT),
+    (TRAIN, "reply.study"): (PUBLIC, "the study's name, as the coordinator asked"),
+    (TRAIN, "reply.round"): (PUBLIC, "the round's number, as the coordinator asked"),
+    (TRAIN, "reply.codec"): (PUBLIC, "the format of the update, as the coordinator asked"),
+    (TRAIN, "reply.hospital"): (CONSENTED, _NAME),
+    (TRAIN, "reply.num_examples"): (CONSENTED, _COUNT),
+    (TRAIN, "reply.anchor"): (
         PUBLIC,
-        "the refusal's name and a fixed sentence about the request or the budget",
+        "a seal on the budget's ledger, which only this hospital can read: to others it is random digits",
     ),
+    (TRAIN, "update.latents"): (DP, "the model's change, with noise that hides any one image"),
+    (REFUSAL, "error.code"): (PUBLIC, "that the hospital refused"),
+    (REFUSAL, "error.reason"): (PUBLIC, "the refusal's name and a sentence about the request or the budget"),
 }
+WAIVED = "without noise: a simulation without privacy, on public data"
 
 # Refusals whose sentences are about the request and the budget only.
-SPEAKING = (BudgetRefused, EgressRefused, PayloadRefused, RequestRefused, SettingRefused)
-_SILENT = "The hospital cannot answer; see its own log."
+SPEAKING = (BudgetRefused, PayloadRefused, RequestRefused, SettingRefused)
+SILENT = "The hospital cannot answer; see its own log."
+UNLOGGED = "The hospital's record of what leaves it cannot be written, so nothing leaves; see its own log."
+_LONGEST_SENTENCE = 1000  # characters; a request's own words may be in it
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a message: its bytes are counted in the record that carries it."""
+    """One field of a message. Sizes add up to the message's: a header's punctuation is in its fields'.
 
-    name: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class Record:
-    """A part of a message as it travels: a packed array or a JSON header, with the fields in it."""
+    Attributes:
+        name: ``record.field``.
+        size: bytes.
+        sha256: of its bytes, in hex.
+    """
 
     name: str
     size: int
-    fields: tuple[Field, ...]
+    sha256: str
 
 
 class Gate:
-    """Classifies, logs and lets out.
-
-    Args:
-        path: of the egress ledger; made if it is missing.
-    """
+    """Classifies, logs and lets out."""
 
     def __init__(self, path: Path) -> None:
-        """Open the log."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.ledger = Ledger.open(path) if path.exists() else Ledger.create(path, "egress")
+        """Open the log at `path`, or start it in a state folder that exists.
 
-    def release(self, kind: str, content: RecordDict, request: Message, charge: Charge | None) -> Message:
-        """The reply to `request` with `content`, logged before it leaves.
+        Raises:
+            LedgerRefused: busy, or it does not verify.
+            OutputRefused: it cannot be written.
+        """
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise refused_output(path.parent, error) from error
+        self.ledger = _opened(path)
+
+    def release(
+        self,
+        kind: str,
+        content: RecordDict,
+        request: Message,
+        charge: Charge | None,
+        is_without_privacy: bool = False,
+    ) -> Message:
+        """The reply to `request` with `content`, once it is logged.
 
         Args:
             kind: enrol or train.
             content: what is to leave.
             request: what is answered.
-            charge: what a ``dp`` field cost.
+            charge: what its ``dp`` fields cost.
+            is_without_privacy: the site is a simulation without a budget on public data, which agrees that
+                ``dp`` fields leave without noise; the log says so.
 
         Raises:
-            EgressRefused: a field has no class, or a ``dp`` field no charge; nothing leaves.
+            EgressRefused: a field has no class, or a ``dp`` field no charge of its own round; nothing leaves.
+            LedgerRefused, OutputRefused: it could not be logged; nothing leaves.
         """
-        records = list(records_of(content))
-        self._log(kind, records, charge)
+        try:
+            header, fields = _opened_up(content)
+            _refuse_foreign_charge(header, charge)
+            classed = [_classed(kind, field, charge, is_without_privacy) for field in fields]
+        except EgressRefused as refusal:
+            self._append("held", {"message": kind, "asked": _asked(request), "why": str(refusal)[:500]})
+            raise
+        self._left(kind, request, classed, _about(header), charge)
         return Message(content, reply_to=request)
 
     def refuse(self, refusal: Refusal, request: Message, private: tuple[str, ...] = ()) -> Message:
-        """The reply that carries a refusal by name; its sentence only if that is public.
+        """The reply that carries a refusal by name, its sentence only if that may leave; it never raises.
 
         Args:
             private: texts that must not leave, for example the path of the state folder.
         """
-        speaks = isinstance(refusal, SPEAKING) and not any(text and text in str(refusal) for text in private)
-        reason = f"{refusal.name}: {refusal if speaks else _SILENT}"
+        shown = _shown(refusal, private)
+        reply = refusal_reply(shown, request)
+        code, reason = str(reply.error.code).encode(), str(reply.error.reason).encode()
         fields = (
-            Field("error.code", _sha256(str(REFUSED).encode())),
-            Field("error.reason", _sha256(reason.encode())),
+            Field("error.code", len(code), _sha256(code)),
+            Field("error.reason", len(reason), _sha256(reason)),
         )
-        self._log("refusal", [Record("error", len(reason.encode()), fields)], None)
-        return Message(Error(REFUSED, reason), reply_to=request)
+        try:
+            classed = [_classed(REFUSAL, field, None, False) for field in fields]
+            self._left(REFUSAL, request, classed, {"refusal": shown.name}, None)
+        except Exception:
+            _logger.exception("what leaves cannot be logged")
+            return unlogged(request)
+        return reply
 
-    def _log(self, kind: str, records: list[Record], charge: Charge | None) -> None:
-        fields = [_entry(kind, field, charge) for record in records for field in record.fields]
-        spent = (
-            None
-            if charge is None
-            else {"study": charge.study, "round": charge.server_round, "seq": charge.seq}
-        )
-        body: dict[str, Any] = {
+    def _left(
+        self,
+        kind: str,
+        request: Message,
+        fields: list[dict[str, Any]],
+        about: dict[str, Any],
+        charge: Charge | None,
+    ) -> None:
+        body = {
             "message": kind,
-            "bytes": sum(record.size for record in records),
-            "records": [{"name": record.name, "bytes": record.size} for record in records],
+            "asked": _asked(request),
+            "about": about,
+            "bytes": sum(field["bytes"] for field in fields),
             "fields": fields,
-            "charge": spent,
+            "charge": None if charge is None else _charge_json(charge),
         }
-        self.ledger.append("left", body)
+        self._append("left", body)
+
+    def _append(self, kind: str, body: dict[str, Any]) -> None:
+        self.ledger.append(kind, body)
 
 
-def records_of(content: RecordDict) -> Iterator[Record]:
-    """The parts of a message's content with every field in them.
+@functools.lru_cache(maxsize=64)
+def open_gate(folder: Path) -> Gate:
+    """The gate of a hospital's state folder, opened and verified once a process."""
+    return Gate(folder / LOG)
+
+
+def unlogged(request: Message) -> Message:
+    """The one message that leaves without a line in the log, since there is no log: a constant."""
+    return refusal_reply(EgressRefused(UNLOGGED), request)
+
+
+def _opened(path: Path) -> Ledger:
+    if not path.exists():
+        try:
+            return Ledger.create(path, "egress")
+        except LedgerRefused:
+            # Another process was first; if it was not that, opening says what is wrong.
+            return Ledger.open(path)
+    return Ledger.open(path)
+
+
+def _opened_up(content: RecordDict) -> tuple[dict[str, Any], list[Field]]:
+    """All named values of a message's headers, and every field of the message.
 
     Raises:
-        EgressRefused: a part that is neither an array nor a canonical JSON header.
+        EgressRefused: a part that is neither an array nor a header in canonical JSON.
     """
-    for key, arrays in content.array_records.items():
-        for name, array in arrays.items():
-            yield Record(f"{key}.{name}", len(array.data), (Field(f"{key}.{name}", _sha256(array.data)),))
+    fields = [
+        Field(f"{key}.{name}", len(array.data), _sha256(array.data))
+        for key, arrays in content.array_records.items()
+        for name, array in arrays.items()
+    ]
+    headers: dict[str, Any] = {}
     for key, config in content.config_records.items():
         for name, value in config.items():
-            if key != CONFIG or not isinstance(value, bytes):
-                raise EgressRefused(f"The field {key}.{name} has no class; nothing was sent.")
-            yield Record(name, len(value), tuple(_header_fields(name, value)))
-    if content.metric_records:
-        raise EgressRefused("A message with metrics has no class; nothing was sent.")
+            header = _header(f"{key}.{name}", value if key == CONFIG else None)
+            fields += _header_fields(name, header)
+            headers |= header
+    if len(content) != len(content.array_records) + len(content.config_records):
+        raise EgressRefused("A record that is neither arrays nor configuration has no class.")
+    return headers, fields
 
 
-def _header_fields(name: str, value: bytes) -> Iterator[Field]:
+def _header(name: str, value: object) -> dict[str, Any]:
     try:
-        header = parse_canonical(value)
-    except ValueError as error:
-        raise EgressRefused(f"The header {name} is not canonical JSON; nothing was sent.") from error
-    if not isinstance(header, dict):
-        raise EgressRefused(f"The header {name} has no named fields; nothing was sent.")
-    for key, item in header.items():
-        yield Field(f"{name}.{key}", _sha256(repr(item).encode()))
+        header = parse_canonical(value) if isinstance(value, bytes) else None
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or not header:
+        raise EgressRefused(f"The field {name} is no header of named fields, so it has no class.")
+    return header
 
 
-def _entry(kind: str, field: Field, charge: Charge | None) -> dict[str, str]:
+def _header_fields(name: str, header: dict[str, Any]) -> Iterator[Field]:
+    for number, (key, value) in enumerate(header.items()):
+        # {"a":1,"b":2} is {"a":1 and ,"b":2 and the last brace, which the first field takes.
+        size = len(canonical_json({key: value})) - (number > 0)
+        yield Field(f"{name}.{key}", size, _sha256(canonical_json(value)))
+
+
+def _classed(kind: str, field: Field, charge: Charge | None, is_without_privacy: bool) -> dict[str, Any]:
     known = FIELDS.get((kind, field.name))
     if known is None:
-        raise EgressRefused(f"The field {field.name} of a message {kind!r} has no class; nothing was sent.")
-    if known[0] == DP and charge is None:
-        raise EgressRefused(f"The field {field.name} carries private data and no charge; nothing was sent.")
-    return {"name": field.name, "class": known[0], "sha256": field.digest}
+        raise EgressRefused(f"The field {field.name} of a message {kind!r} has no class.")
+    entry = {"name": field.name, "class": known[0], "bytes": field.size, "sha256": field.sha256}
+    if known[0] != DP or charge is not None:
+        return entry
+    if not is_without_privacy:
+        raise EgressRefused(f"The field {field.name} carries private data and no charge.")
+    return {**entry, "class": CONSENTED, "why": WAIVED}
+
+
+def _refuse_foreign_charge(header: dict[str, Any], charge: Charge | None) -> None:
+    """A charge pays for the reply to its own round, and for no other message."""
+    if charge is not None and (charge.study, charge.server_round) != (
+        header.get("study"),
+        header.get("round"),
+    ):
+        raise EgressRefused("The charge is another round's.")
+
+
+def _shown(refusal: Refusal, private: tuple[str, ...]) -> Refusal:
+    sentence = str(refusal).encode("utf-8", "replace").decode()
+    if isinstance(refusal, SPEAKING) and not any(text and text in sentence for text in private):
+        return type(refusal)(sentence[:_LONGEST_SENTENCE])
+    # Its sentence may name a file, or what stands in one; its name alone is public.
+    _logger.error("%s: %s", refusal.name, refusal)
+    return type(refusal)(SILENT)
+
+
+def _about(header: dict[str, Any]) -> dict[str, Any]:
+    """What a person finds a message by; a name that the coordinator chose may be long."""
+    return {key: header[key] for key in ("study", "round") if key in header}
+
+
+def _asked(request: Message) -> str:
+    return str(request.metadata.message_type)
+
+
+def _charge_json(charge: Charge) -> dict[str, Any]:
+    return {
+        "study": charge.study,
+        "round": charge.server_round,
+        "kind": charge.kind,
+        "mechanism": mechanism_json(charge.mechanism),
+        "entry": charge.head.seq,
+        "hash": charge.head.hash,
+    }
 
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-__all__ = ["CONSENTED", "DP", "FIELDS", "LATENTS", "PUBLIC", "SPEAKING", "UPDATE", "Gate", "records_of"]

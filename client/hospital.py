@@ -1,8 +1,8 @@
 """One hospital: its records, its declared count, its budget, and its one answer to each round.
 
-Order of a round: an earlier reply is returned as it is; the request is checked; the key is kept; budget,
-key and data snapshot are charged to the ledger, synced; training runs; the reply is stored, synced; the key
-is destroyed; the reply leaves.
+Order of a round: the anchor that came back is compared with the ledger; an earlier reply is returned as it
+is; the request is checked; the key is kept; budget, key and data snapshot are charged to the ledger, synced;
+training runs; the whole reply is stored, synced; the key is destroyed; the reply leaves.
 """
 
 import functools
@@ -14,13 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedward.client.anchors import Anchors
 from fedward.client.budget import Budget
 from fedward.client.ewc import ElasticPull
 from fedward.client.registry import Registry
 from fedward.client.replies import ReplyStore
 from fedward.client.round_keys import RoundKeys
+from fedward.client.spending import Charge, steps_of
 from fedward.client.training import LocalRound, train
-from fedward.common.codec import CODECS, Payload, Vector, decode, encode
+from fedward.common.codec import CODECS, Vector, decode, encode
 from fedward.common.config import LocalSettings, declared_count
 from fedward.common.datasets import Split, fingerprint, read_split, save_npz
 from fedward.common.errors import BudgetRefused, RequestRefused
@@ -31,6 +33,7 @@ from fedward.common.models import build_student, parameter_count, unflatten
 from fedward.common.randomness import KeyedGenerator
 
 PROFILE, RECORDS, BUDGETS = "hospital.json", "data.npz", "budget"
+_DATASET = "records"  # the name of a hospital's data set among its budgets
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def create_hospital(
     if budget is not None:
         registry = Registry(folder / BUDGETS)
         registry.import_dataset(
-            "records", registry.identity.digests(records.images), total_epsilon=budget, delta=delta
+            _DATASET, registry.identity.digests(records.images), total_epsilon=budget, delta=delta
         )
     return profile
 
@@ -88,35 +91,78 @@ class Hospital:
         self._keys = RoundKeys(folder / "keys")
         self.budget: Budget | None = None
         if self.profile.budget is not None:
-            self.budget = Registry(folder / BUDGETS).budget("records")
+            self._registry = Registry(folder / BUDGETS)
+            self._anchors = Anchors(self._registry)
+            self.budget = self._registry.budget(_DATASET)
+
+    @property
+    def enrolment(self) -> dict[str, object]:
+        """What the hospital tells a coordinator of itself; the gate has a class for each field."""
+        return {"name": self.profile.name, "num_examples": self.profile.num_examples}
+
+    @property
+    def is_without_privacy(self) -> bool:
+        """Whether this is a simulation without privacy on public data: nothing is charged for a reply."""
+        return self.profile.budget is None and self.profile.seed is not None
+
+    def charge_of(self, reply: TrainReply) -> Charge | None:
+        """What the ledger says that a reply cost; None where it holds no such charge."""
+        return None if self.budget is None else self.budget.find(reply.study, reply.server_round)
 
     def answer(self, request: TrainRequest) -> TrainReply:
-        """Answer a round once; asked again, the stored reply, and nothing is spent.
+        """Answer a round once; asked again, the stored reply, byte for byte, and nothing is spent.
 
         Raises:
+            LedgerRefused: the request's anchor shows that the ledger is an older copy: no work at all.
             Refusal: the request does not fit this hospital's records, rules or budget; nothing was computed.
         """
         digest = request.content_digest
         key_name = hashlib.sha256(f"{request.study}\n{request.server_round}\n{digest}".encode()).hexdigest()
+        self._require_anchor(request)
+        self._refuse_other_content(request, digest)
         stored = self._replies.get(request.study, request.server_round, digest)
         if stored is None:
             self._check(request)
             stored = self._compute(request, digest, key_name)
-        # Also where the reply was stored before: a crash may have come between the two.
+        # Also where the reply was stored before: a crash may have come between.
         self._keys.destroy(key_name)
-        return self._reply(request, np.frombuffer(stored, np.uint8))
+        self._close_after_last(request)
+        return TrainReply.from_bytes(stored)
+
+    def _require_anchor(self, request: TrainRequest) -> None:
+        if not request.anchor:
+            return
+        if self.budget is None:
+            raise RequestRefused("The request brings an anchor, but this hospital has no budget to anchor.")
+        self._anchors.require(request.anchor, self.budget)
+
+    def _refuse_other_content(self, request: TrainRequest, digest: str) -> None:
+        """Let the ledger refuse, and log, other content for a round that was charged, answered or not."""
+        known = None if self.budget is None else self.budget.find(request.study, request.server_round)
+        if self.budget is not None and known is not None and known.content_digest != digest:
+            self.budget.charge(request.study, request.server_round, digest, known.mechanism)
 
     def _compute(self, request: TrainRequest, digest: str, key_name: str) -> bytes:
+        """The stored reply: where two daemons raced to it, the first one's."""
         work = self._work(request)
-        generator = self._charged_generator(request, digest, key_name)
+        generator, anchor = self._charged_generator(request, digest, key_name)
         change, accountant = train(work, self._records, generator)
         _recount(accountant.history, request.settings)
-        update = encode(change.numpy(), request.codec[1]).tobytes()
-        return self._replies.store(request.study, request.server_round, digest, update)
+        reply = TrainReply(
+            request.study,
+            request.server_round,
+            self.profile.name,
+            self.profile.num_examples,
+            request.codec[1],
+            encode(change.numpy(), request.codec[1]),
+            anchor,
+        )
+        return self._replies.store(request.study, request.server_round, digest, reply.to_bytes())
 
-    def _reply(self, request: TrainRequest, update: Payload) -> TrainReply:
-        name, count = self.profile.name, self.profile.num_examples
-        return TrainReply(request.study, request.server_round, name, count, request.codec[1], update)
+    def _close_after_last(self, request: TrainRequest) -> None:
+        """Give back what is left of a study's plan once its last round is answered."""
+        if self.budget is not None and request.server_round == request.settings.rounds:
+            self.budget.release(request.study)
 
     def _check(self, request: TrainRequest) -> None:
         settings = request.settings
@@ -134,18 +180,23 @@ class Hospital:
         if settings.noise_multiplier == 0.0 and (self.profile.seed is None or self.budget is not None):
             raise RequestRefused("The study asks for training without noise, which this hospital never does.")
 
-    def _charged_generator(self, request: TrainRequest, digest: str, key_name: str) -> KeyedGenerator:
-        """The round's generator, once its key is kept and the round is charged."""
+    def _charged_generator(
+        self, request: TrainRequest, digest: str, key_name: str
+    ) -> tuple[KeyedGenerator, str]:
+        """The round's generator, once its key is kept and the round is charged, and the charge's anchor."""
         was_kept = self._keys.holds(key_name)
         generator = self._generator(request, digest, key_name)
         try:
-            self._charge(request, digest, generator)
+            charge = self._charge(request, digest, generator)
         except (BudgetRefused, RequestRefused):
             # Nothing was entered, so nothing will ever be drawn from a key that was made just now.
             if not was_kept:
                 self._keys.destroy(key_name)
             raise
-        return generator
+        if charge is None or self.budget is None:
+            return generator, ""
+        # The charge's own entry, not the newest: run again after a crash, the reply is the same to the bit.
+        return generator, self._anchors.token(self.budget.ledger.id, charge.head)
 
     def _generator(self, request: TrainRequest, digest: str, key_name: str) -> KeyedGenerator:
         seed = self.profile.seed
@@ -154,22 +205,47 @@ class Hospital:
         charge = None if self.budget is None else self.budget.find(request.study, request.server_round)
         return self._keys.open(key_name, charge is not None and charge.content_digest == digest)
 
-    def _charge(self, request: TrainRequest, digest: str, generator: KeyedGenerator) -> None:
+    def _charge(self, request: TrainRequest, digest: str, generator: KeyedGenerator) -> Charge | None:
         """Write the round's spending before any gradient is computed."""
         settings = request.settings
         if settings.noise_multiplier == 0.0:
-            return
+            return None
         if self.budget is None or self.budget.terms.unit != settings.unit:
             raise BudgetRefused(
                 f"This hospital has no budget by {settings.unit} for its records; import them first."
             )
         if settings.target_delta != self.budget.terms.delta:
             raise BudgetRefused(f"The study's delta is {settings.target_delta:g}, the budget's another.")
-        whole = settings.local_steps * settings.rounds
-        self.budget.reserve(request.study, Mechanism(settings.noise_multiplier, settings.sample_rate, whole))
+        self._plan(request, self.budget)
         step = Mechanism(settings.noise_multiplier, settings.sample_rate, settings.local_steps)
         extra = {"key": generator.key_digest, "snapshot": self._snapshot}
-        self.budget.charge(request.study, request.server_round, digest, step, extra=extra)
+        return self.budget.charge(request.study, request.server_round, digest, step, extra=extra)
+
+    def _plan(self, request: TrainRequest, budget: Budget) -> None:
+        """Reserve the whole study with its first round, once.
+
+        The number of rounds is the coordinator's own. If it could be changed, one study could take all of
+        the budget from the others, or fill the disk with plans.
+        """
+        settings = request.settings
+        whole = settings.local_steps * settings.rounds
+        plan = Mechanism(settings.noise_multiplier, settings.sample_rate, whole)
+        with self._registry:
+            if budget.find(request.study, request.server_round) is not None:
+                return  # charged before a crash; to run it again spends nothing
+            frozen = budget.state.plans.get(request.study)
+            if frozen is None and any(study == request.study for study, _, _ in budget.state.charges):
+                raise RequestRefused(
+                    f"Study {request.study!r} has had its last round here, and its plan was given up: "
+                    "nothing more is charged to it. Go on under a new study's name."
+                )
+            if frozen is not None and frozen != steps_of([plan]):
+                raise RequestRefused(
+                    f"Study {request.study!r} was planned here as other steps than the {whole} at noise "
+                    f"multiplier {plan.noise_multiplier:g} and sample rate {plan.sample_rate:g} that are "
+                    "asked now: its plan is frozen with its first round. Ask as before, or under a new name."
+                )
+            budget.reserve(request.study, plan)
 
     def _work(self, request: TrainRequest) -> LocalRound:
         settings = request.settings

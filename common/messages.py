@@ -2,10 +2,12 @@
 
 A round is one TRAIN message to each hospital and one reply. Every vector travels as one packed uint8 array
 (`fedward.common.codec`). A failure travels as a named refusal (Flower `Error`, code `REFUSED`), whose text
-holds public fields only.
+holds public fields only. A reply carries an anchor of the hospital's budget ledger, which only the hospital
+can make or read (`fedward.client.anchors`); the next request brings the last one back.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,6 +22,8 @@ from fedward.common.files import canonical_json, parse_canonical
 MODEL, UPDATE, CONFIG = "model", "update", "config"
 LATENTS, ANCHOR, FISHER, TEACHER = "latents", "anchor", "fisher", "teacher"
 REFUSED = 100  # Flower leaves codes from 100 to applications
+LEDGER_ANCHOR = "ledger_anchor"  # in a request, beside the header that all hospitals get
+_ANCHOR_TOKEN = re.compile(r"([0-9a-f]{48}:[0-9a-f]{64}:[0-9a-f]{64})?")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class TrainRequest:
         learning_rate: of this round.
         codec: how `vectors` are packed and how the reply is to be packed: (downlink, uplink).
         vectors: packed `LATENTS`, and where the study has them `ANCHOR`, `FISHER`, `TEACHER`.
+        anchor: of this hospital's last reply, or empty. It is no part of the content: every hospital's is
+            another, and a round that is asked again may bring a newer one.
     """
 
     study: str
@@ -41,10 +47,11 @@ class TrainRequest:
     learning_rate: float
     codec: tuple[str, str]
     vectors: dict[str, Payload]
+    anchor: str = ""
 
     @property
     def content_digest(self) -> str:
-        """SHA-256 over all of the request in hex: identifies the round's content in a ledger."""
+        """SHA-256 over all that shapes the work, in hex: identifies the round's content in a ledger."""
         packed = {name: hashlib.sha256(vector.tobytes()).hexdigest() for name, vector in self.vectors.items()}
         return hashlib.sha256(canonical_json({**self._header(), "vectors": packed})).hexdigest()
 
@@ -60,7 +67,8 @@ class TrainRequest:
     def to_records(self) -> RecordDict:
         """The Flower content of the TRAIN message."""
         arrays = ArrayRecord({name: Array(vector) for name, vector in self.vectors.items()})
-        return RecordDict({MODEL: arrays, CONFIG: ConfigRecord({"request": canonical_json(self._header())})})
+        config = ConfigRecord({"request": canonical_json(self._header())})
+        return addressed(RecordDict({MODEL: arrays, CONFIG: config}), self.anchor)
 
     @classmethod
     def from_records(cls, content: RecordDict) -> "TrainRequest":
@@ -81,12 +89,20 @@ class TrainRequest:
             learning_rate=float(_bounded(header, "learning_rate", float, 1e-12, 1e4)),
             codec=_codecs(header["codec"]),
             vectors=_vectors(content, MODEL),
+            anchor=_request_anchor(content),
         )
 
 
 @dataclass(frozen=True)
 class TrainReply:
-    """A hospital's one reply to a round: the noised update and public fields."""
+    """A hospital's one reply to a round: the noised update and public fields.
+
+    Attributes:
+        study, server_round, codec: as they were asked.
+        hospital, num_examples: as they were enrolled.
+        update: packed.
+        anchor: of the charge in the hospital's budget ledger; empty where nothing is charged.
+    """
 
     study: str
     server_round: int
@@ -94,18 +110,38 @@ class TrainReply:
     num_examples: int
     codec: str
     update: Payload
+    anchor: str = ""
+
+    def _header(self) -> bytes:
+        return canonical_json(
+            {
+                "study": self.study,
+                "round": self.server_round,
+                "hospital": self.hospital,
+                "num_examples": self.num_examples,
+                "codec": self.codec,
+                "anchor": self.anchor,
+            }
+        )
 
     def to_records(self) -> RecordDict:
         """The Flower content of the reply."""
-        header = {
-            "study": self.study,
-            "round": self.server_round,
-            "hospital": self.hospital,
-            "num_examples": self.num_examples,
-            "codec": self.codec,
-        }
-        config = ConfigRecord({"reply": canonical_json(header)})
+        config = ConfigRecord({"reply": self._header()})
         return RecordDict({UPDATE: ArrayRecord({LATENTS: Array(self.update)}), CONFIG: config})
+
+    def to_bytes(self) -> bytes:
+        """All of the reply as a hospital keeps it: the header, a newline, the update."""
+        return self._header() + b"\n" + self.update.tobytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "TrainReply":
+        """The inverse of `to_bytes`.
+
+        Raises:
+            PayloadRefused: no reply of this version.
+        """
+        header, _, update = data.partition(b"\n")  # canonical JSON has no newline in it
+        return cls._from(_parsed(header, "reply", _REPLY_FIELDS), np.frombuffer(update, np.uint8))
 
     @classmethod
     def from_records(cls, content: RecordDict) -> "TrainReply":
@@ -114,24 +150,59 @@ class TrainReply:
         Raises:
             PayloadRefused: records missing or malformed.
         """
-        header = _header(content, "reply", {"study", "round", "hospital", "num_examples", "codec"})
+        header = _header(content, "reply", _REPLY_FIELDS)
         vectors = _vectors(content, UPDATE)
         if set(vectors) != {LATENTS}:
             raise PayloadRefused(f"A reply carries one packed update, not {sorted(vectors)}.")
+        return cls._from(header, vectors[LATENTS])
+
+    @classmethod
+    def _from(cls, header: dict[str, object], update: Payload) -> "TrainReply":
         return cls(
             study=_typed(header, "study", str),
             server_round=_typed(header, "round", int),
             hospital=_typed(header, "hospital", str),
             num_examples=_typed(header, "num_examples", int),
             codec=_typed(header, "codec", str),
-            update=vectors[LATENTS],
+            update=update,
+            anchor=_anchor(header["anchor"]),
         )
+
+
+_REPLY_FIELDS = {"study", "round", "hospital", "num_examples", "codec", "anchor"}
+
+
+def addressed(request: RecordDict, anchor: str) -> RecordDict:
+    """The same request for one hospital: its arrays are shared, not copied; only the anchor is its own."""
+    config = {name: value for name, value in request.config_records[CONFIG].items() if name != LEDGER_ANCHOR}
+    if anchor:
+        config[LEDGER_ANCHOR] = anchor.encode()
+    return RecordDict({MODEL: request.array_records[MODEL], CONFIG: ConfigRecord(config)})
+
+
+def _request_anchor(content: RecordDict) -> str:
+    value = content.config_records[CONFIG].get(LEDGER_ANCHOR, b"")
+    return _anchor(value.decode("ascii", "replace") if isinstance(value, bytes) else None)
+
+
+def _anchor(value: object) -> str:
+    if not isinstance(value, str) or not _ANCHOR_TOKEN.fullmatch(value):
+        raise PayloadRefused("A message's anchor is not the token that a hospital makes.")
+    return value
 
 
 def _header(content: RecordDict, key: str, names: set[str]) -> dict[str, object]:
     try:
-        value = parse_canonical(cast(bytes, content.config_records[CONFIG][key]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        data = cast(bytes, content.config_records[CONFIG][key])
+    except (KeyError, TypeError, AttributeError):
+        data = b""
+    return _parsed(data, key, names)
+
+
+def _parsed(data: bytes, key: str, names: set[str]) -> dict[str, object]:
+    try:
+        value = parse_canonical(data)
+    except (TypeError, ValueError, AttributeError) as error:
         raise PayloadRefused(
             f"A message carries no readable {key}; its sender is of another version."
         ) from error
@@ -180,6 +251,18 @@ def wire_bytes(content: RecordDict) -> int:
     arrays = sum(len(array.data) for record in content.array_records.values() for array in record.values())
     values = [value for record in content.config_records.values() for value in record.values()]
     return arrays + sum(len(value) for value in values if isinstance(value, bytes))
+
+
+def message_bytes(message: Message) -> int:
+    """Bytes of a reply as both ends count them: of its content, or of a refusal's code and text.
+
+    Other errors are Flower's own words, not the hospital's, and count nothing.
+    """
+    if message.has_content():
+        return wire_bytes(message.content)
+    if not message.has_error() or message.error.code != REFUSED:
+        return 0
+    return len(str(REFUSED)) + len((message.error.reason or "").encode("utf-8", "replace"))
 
 
 def refusal_reply(refusal: Refusal, request: Message) -> Message:

@@ -142,6 +142,11 @@ class PerSampleGradients:
         """
         self._model = model
         self._layers = parametric_layers(model)
+        self._parameters = list(model.parameters())
+
+    def _track(self, wanted: bool) -> None:
+        for parameter in self._parameters:
+            parameter.requires_grad_(wanted)
 
     def compute(self, images: Tensor, loss: Callable[[Tensor], Tensor], views: int = 1) -> list[Tensor]:
         """Gradients by unit, one tensor (units, *parameter shape) a parameter, in parameter order.
@@ -159,7 +164,7 @@ class PerSampleGradients:
         if len(images) % views:
             raise ValueError(f"{len(images)} rows do not fill units of {views} views")
         if len(images) == 0:
-            return [torch.zeros(0, *parameter.shape) for parameter in self._model.parameters()]
+            return [torch.zeros(0, *parameter.shape) for parameter in self._parameters]
         seen: dict[nn.Module, _Passage] = {}
 
         def remember(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -170,11 +175,11 @@ class PerSampleGradients:
             seen[layer] = _Passage(inputs[0].detach(), output)
 
         handles = [layer.register_forward_hook(remember) for layer in self._layers]
-        self._model.requires_grad_(False)
+        self._track(False)
         try:
             rows = loss(self._model(images))
         finally:
-            self._model.requires_grad_(True)
+            self._track(True)
             for handle in handles:
                 handle.remove()
         if len(seen) != len(self._layers):

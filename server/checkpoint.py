@@ -32,6 +32,7 @@ class Progress:
         momentum: the server optimizer's velocity, float32 (n,).
         average: sum of the latents after the rounds that the release averages, float64 (n,).
         history: one row a closed round, as metrics.json's ``rounds``.
+        anchors: of each hospital's last reply, by its name: sent back with the next request, and released.
     """
 
     server_round: int
@@ -39,6 +40,7 @@ class Progress:
     momentum: Vector
     average: np.ndarray
     history: list[dict[str, Any]] = field(default_factory=list)
+    anchors: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def start(cls, latents: Vector) -> "Progress":
@@ -57,7 +59,12 @@ def save_checkpoint(path: Path, progress: Progress, study: Study) -> None:
     Raises:
         OutputRefused: the folder is full or read-only; the previous checkpoint stays.
     """
-    header = {"study": study_digest(study), "round": progress.server_round, "history": progress.history}
+    header = {
+        "study": study_digest(study),
+        "round": progress.server_round,
+        "history": progress.history,
+        "anchors": progress.anchors,
+    }
     buffer = io.BytesIO()
     np.savez(
         buffer,
@@ -88,7 +95,12 @@ def load_checkpoint(path: Path, study: Study) -> Progress:
         with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
             header = json.loads(arrays["header"].tobytes())
             progress = Progress(
-                header["round"], arrays["latents"], arrays["momentum"], arrays["average"], header["history"]
+                header["round"],
+                arrays["latents"],
+                arrays["momentum"],
+                arrays["average"],
+                header["history"],
+                dict(header["anchors"]),
             )
             digest = header["study"]
     except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:

@@ -23,6 +23,7 @@ from fedward.common.onnx_options import session_options
 from fedward.common.randomness import KeyedGenerator
 from fedward.common.signing import Signer
 from fedward.server.calibration import Calibration, calibrate
+from fedward.server.checkpoint import load_checkpoint
 from fedward.server.export import INPUT, to_onnx
 from fedward.server.reference import EXPLANATION, halve, measure, student_logits
 from fedward.server.study_folder import StudyFolder
@@ -53,7 +54,11 @@ def make_release(
 ) -> None:
     """Write the study's signed bundle to ``release/``.
 
+    With it go the anchors of the hospitals' last replies, signed, so that each can hold its budget's ledger
+    against them. They stand outside of the digest: ledgers have random names, so two runs have other anchors.
+
     Raises:
+        CheckpointRefused: the study's checkpoint, which holds the anchors, is damaged.
         GoldenRefused: the exported graph does not compute what the student computes.
         OutputRefused: the folder cannot be written.
     """
@@ -77,7 +82,7 @@ def make_release(
         "privacy": _privacy(study, sites),
         "metrics": _metrics(local, latents, reference, found),
         "model": {"format": "onnx+zstd", "sha256": hashlib.sha256(graph).hexdigest(), "size": len(graph)},
-        "provenance": {**_tools(), **provenance, "created": _time(0)},
+        "provenance": {**_tools(), **provenance, "anchors": _anchors(folder, study), "created": _time(0)},
         "expires": _time(_VALID_DAYS),
     }
     compressed = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(graph)
@@ -108,6 +113,10 @@ def _golden(local: LocalSettings, latents: Vector, graph: bytes) -> Golden:
             f"The exported graph differs from the student by {worst:.2g}; nothing was released."
         )
     return Golden(inputs, logits, _TOLERANCE)
+
+
+def _anchors(folder: StudyFolder, study: Study) -> dict[str, str]:
+    return load_checkpoint(folder.checkpoint, study).anchors if folder.checkpoint.exists() else {}
 
 
 def _preprocessing(local: LocalSettings) -> dict[str, Any]:

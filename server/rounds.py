@@ -5,7 +5,7 @@ the strategy are Flower's. A study goes on from its last checkpoint wherever it 
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from fedward.common.config import EnrolledHospital, Study
 from fedward.common.datasets import Split
 from fedward.common.errors import CheckpointRefused, DatasetRefused, PayloadRefused, QuorumMissed
 from fedward.common.files import parse_canonical
-from fedward.common.messages import ANCHOR, CONFIG, FISHER, TEACHER
+from fedward.common.messages import ANCHOR, CONFIG, FISHER, TEACHER, message_bytes
 from fedward.common.models import build_student, flatten, initialise, parameter_count
 from fedward.common.npz_files import read_archive
 from fedward.common.randomness import KeyedGenerator
@@ -45,7 +45,7 @@ def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
     if progress.server_round >= study.rounds:
         return released_latents(progress, study)  # all is closed: no hospital needs to be there any more
     folder.note("enrolling", hospitals=len(study.hospitals))
-    nodes = enrol(grid, study)
+    nodes = enrol(grid, study, on_end=lambda size: folder.note("enrolled", bytes=size))
     extras = {name: encode(vector, study.downlink_codec) for name, vector in fixed.items()}
     strategy = FedwardAvg(study, progress, nodes, extras, lambda name: folder.note("reply", hospital=name))
     arrays = strategy.arrays()
@@ -106,16 +106,23 @@ def _begin_or_resume(folder: StudyFolder, study: Study, start: Vector) -> Progre
     return progress
 
 
-def enrol(grid: Grid, study: Study, seconds: float = _ENROLMENT_SECONDS) -> dict[int, EnrolledHospital]:
+def enrol(
+    grid: Grid,
+    study: Study,
+    seconds: float = _ENROLMENT_SECONDS,
+    on_end: Callable[[int], None] = lambda size: None,
+) -> dict[int, EnrolledHospital]:
     """Ask every connected node for its name, until each enrolled hospital is found or the time is up.
 
     A node that names no enrolled hospital, claims another count, or a name already taken, is left out.
+    `on_end` is told how many bytes all of them sent.
 
     Raises:
         QuorumMissed: fewer hospitals than the quorum were found.
     """
     enrolled = {hospital.name: hospital for hospital in study.hospitals}
     nodes: dict[int, EnrolledHospital] = {}
+    received = 0
     asked: set[int] = set()
     deadline = time.monotonic() + seconds
     while len(nodes) < len(enrolled) and time.monotonic() < deadline:
@@ -123,11 +130,13 @@ def enrol(grid: Grid, study: Study, seconds: float = _ENROLMENT_SECONDS) -> dict
         asked.update(new)
         questions = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new]
         for reply in replies(grid, questions, deadline - time.monotonic()):
+            received += message_bytes(reply)
             hospital = _named(reply, enrolled)
             if hospital is not None and hospital not in nodes.values():
                 nodes[reply.metadata.src_node_id] = hospital
         if not new:
             time.sleep(_POLL_SECONDS)
+    on_end(received)
     if len(nodes) < study.quorum:
         raise QuorumMissed(
             f"{len(nodes)} of the study's hospitals are connected; its quorum asks for {study.quorum}."

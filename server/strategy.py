@@ -10,14 +10,23 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedward.common.codec import Payload, Vector, decode, encode
 from fedward.common.config import EnrolledHospital, Study
 from fedward.common.errors import QuorumMissed, Refusal, UpdateRefused
-from fedward.common.messages import LATENTS, MODEL, TrainReply, TrainRequest, refusal_text, wire_bytes
+from fedward.common.messages import (
+    LATENTS,
+    MODEL,
+    TrainReply,
+    TrainRequest,
+    addressed,
+    message_bytes,
+    refusal_text,
+    wire_bytes,
+)
 from fedward.server.aggregation import IntegerMean, norm_bound, screen
 from fedward.server.checkpoint import Progress
 
@@ -76,6 +85,7 @@ class FedwardAvg(FedAvg):
         self._on_reply = on_reply
         self._sent: Vector = progress.latents
         self._messages: list[Message] = []
+        self._anchors: dict[str, str] = {}
 
     def arrays(self) -> ArrayRecord:
         """The global model and the study's fixed vectors, packed for the downlink."""
@@ -85,7 +95,7 @@ class FedwardAvg(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One TRAIN message to every enrolled hospital that is connected."""
+        """One TRAIN message to every enrolled hospital that is connected, each with its own last anchor."""
         study = self.study
         request = TrainRequest(
             study.name,
@@ -105,9 +115,13 @@ class FedwardAvg(FedAvg):
             for node_id, hospital in self._nodes.items()
             if node_id not in connected
         ]
-        self.downlink_bytes = wire_bytes(record) * len(node_ids)
-        self._messages = list(self._construct_messages(record, node_ids, MessageType.TRAIN))
+        self._messages = [message for node_id in node_ids for message in self._addressed(record, node_id)]
+        self.downlink_bytes = sum(wire_bytes(message.content) for message in self._messages)
         return self._messages
+
+    def _addressed(self, record: RecordDict, node_id: int) -> Iterable[Message]:
+        anchor = self.progress.anchors.get(self._nodes[node_id].name, "")
+        return self._construct_messages(addressed(record, anchor), [node_id], MessageType.TRAIN)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -120,10 +134,9 @@ class FedwardAvg(FedAvg):
         mean = IntegerMean(len(self.progress.latents))
         silent = {h.name for h in self._nodes.values()} - {lost.hospital for lost in self.lost}
         answered: set[str] = set()
-        self.uplink_bytes = 0
-        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in self._messages}
+        self.uplink_bytes, self._anchors = 0, {}
         for reply in replies:
-            hospital = self._sender(reply, asked)
+            hospital = self._sender(reply)
             if hospital is None:
                 self.lost.append(_stranger(reply))
             else:
@@ -139,11 +152,13 @@ class FedwardAvg(FedAvg):
         self._step(server_round, mean.mean())
         return self.arrays(), MetricRecord({"replies": mean.replies, "num_examples": mean.weight})
 
-    def _sender(self, reply: Message, asked: dict[str, int]) -> EnrolledHospital | None:
+    def _sender(self, reply: Message) -> EnrolledHospital | None:
         """Who replied; Flower's own errors come from its SuperLink, so they are known by what was asked."""
-        node_id = reply.metadata.src_node_id
+        node_id, asked = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
         if reply.has_error() and node_id not in self._nodes:
-            node_id = asked.get(reply.metadata.reply_to_message_id, node_id)
+            # A message has its id once it is pushed.
+            of_question = (m.metadata.dst_node_id for m in self._messages if m.metadata.message_id == asked)
+            node_id = next(of_question, node_id)
         return self._nodes.get(node_id)
 
     def _fold(
@@ -155,11 +170,12 @@ class FedwardAvg(FedAvg):
         answered: set[str],
     ) -> None:
         if reply.has_error():
+            self.uplink_bytes += message_bytes(reply)
             self.lost.append(LostReply(hospital.name, *refusal_text(reply)))
             return
         try:
             content = _content(reply)
-            self.uplink_bytes += wire_bytes(reply.content)
+            self.uplink_bytes += message_bytes(reply)
             if hospital.name in answered:
                 raise UpdateRefused("The hospital replied twice; the first reply counts.")
             mean.add(self._update(content, hospital, server_round), hospital.num_examples)
@@ -167,6 +183,8 @@ class FedwardAvg(FedAvg):
             self.lost.append(LostReply(hospital.name, refusal.name, str(refusal)))
             return
         answered.add(hospital.name)
+        if content.anchor:
+            self._anchors[hospital.name] = content.anchor
         self._on_reply(hospital.name)  # outside: what it refuses is no fault of the hospital's
 
     def _update(self, content: TrainReply, hospital: EnrolledHospital, server_round: int) -> Vector:
@@ -210,7 +228,8 @@ class FedwardAvg(FedAvg):
         average = now.average
         if server_round > study.rounds - study.averaged_rounds:
             average = average + latents
-        self.progress = Progress(server_round, latents, momentum, average, now.history)
+        anchors = {**now.anchors, **self._anchors}
+        self.progress = Progress(server_round, latents, momentum, average, now.history, anchors)
 
 
 def _content(reply: Message) -> TrainReply:

@@ -11,9 +11,11 @@ An epsilon at which this chance is below 1 - confidence is refuted. `gaussian_es
 believes that the scores are Gaussian, and is there to diagnose.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom
+from scipy.special import gammaln
 
 from fedward.common.errors import SettingRefused
 from fedward.common.privacy import Mechanism, epsilon
@@ -36,13 +38,28 @@ def chance_of(right: int, guesses: int, canaries: int, eps: float, delta: float)
             f"{right} right of {guesses} guesses about {canaries} canaries at ({eps:g}, {delta:g}) is no "
             "outcome of an audit."
         )
-    rate = 1.0 / (1.0 + np.exp(-eps))
-    tail = float(binom.sf(right - 1, guesses, rate))
+    masses = _binomial(guesses, eps)
+    tail = float(masses[right:].sum())
     if right == 0 or delta == 0:
         return min(1.0, tail)
-    back = np.arange(1, right + 1)  # beyond i = right nothing is added to the sum
-    short = np.cumsum(binom.pmf(right - back, guesses, rate))  # P[right - i <= W < right]
-    return min(1.0, tail + 2.0 * canaries * delta * float(np.max(short / back)))
+    short = np.cumsum(masses[:right][::-1])  # P[right - i <= W < right] for i = 1, 2, ...
+    # Beyond i = right nothing is added to the sum.
+    return min(1.0, tail + 2.0 * canaries * delta * float(np.max(short / np.arange(1, right + 1))))
+
+
+def _binomial(trials: int, eps: float) -> Floats:
+    """(trials + 1,): the chances of each count at the rate e^eps / (1 + e^eps)."""
+    counts = np.arange(trials + 1)
+    hit, miss = -np.logaddexp(0.0, -eps), -np.logaddexp(0.0, eps)
+    chances: Floats = np.exp(_log_choose(trials) + counts * hit + (trials - counts) * miss)
+    return chances
+
+
+@lru_cache(maxsize=16)
+def _log_choose(trials: int) -> Floats:
+    counts = np.arange(trials + 1)
+    logs: Floats = gammaln(trials + 1) - gammaln(counts + 1) - gammaln(trials - counts + 1)
+    return logs
 
 
 def epsilon_lower_bound(

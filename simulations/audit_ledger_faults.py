@@ -8,10 +8,13 @@ from unittest import mock
 
 import torch
 
+from fedward.client import hospital as hospital_module
 from fedward.client.budget import Budget
 from fedward.client.hospital import Hospital
 from fedward.client.replies import ReplyStore
 from fedward.client.round_keys import RoundKeys
+from fedward.client.training import LocalRound, train
+from fedward.common.datasets import Split
 from fedward.common.images import to_tensor
 from fedward.common.losses import classification
 from fedward.common.messages import TrainReply, TrainRequest
@@ -63,6 +66,17 @@ def fresh_noise() -> Iterator[None]:
         ):
             patches.enter_context(mock.patch.object(owner, name, replacement))
         yield
+
+
+def unseen_run() -> AbstractContextManager[object]:
+    """Each round is the mean of two training runs, of which the accountant sees one."""
+
+    def mean_of_two(work: LocalRound, records: Split, generator: KeyedGenerator) -> Any:
+        second, _ = train(work, records, generator.derive("second"))
+        first, accountant = train(work, records, generator)
+        return (first + second) / 2, accountant
+
+    return mock.patch.object(hospital_module, "train", mean_of_two)
 
 
 def uncharged_fisher() -> AbstractContextManager[object]:

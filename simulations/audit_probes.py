@@ -128,6 +128,7 @@ PROBES = (
             Fault("a charge of fewer steps", ledger_faults.fewer_steps),
             Fault("a charge at more noise", ledger_faults.more_noise_charged),
             Fault("a round that was not charged", ledger_faults.not_charged),
+            Fault("a training run that the accountant did not see", ledger_faults.unseen_run),
         ),
     ),
 )

@@ -63,6 +63,7 @@ def adjacent_pairs(seed: int, physical: int = PHYSICAL_ROWS) -> list[Adjacent]:
     return [
         Adjacent("the first unit", no_records(pool), first),
         Adjacent("the same image, other label", first, _relabelled(first)),
+        Adjacent("the same image, other label first", _relabelled(first), first),
         Adjacent("one label, then an outlier of the other", _same_label(some), _unit(255, 1)),
         Adjacent("all-255 among 32", some, _unit(255, 0)),
         Adjacent("black among 32", some, _unit(0, 1)),

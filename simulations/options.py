@@ -38,6 +38,7 @@ _KNOWN = {
     "uplink": tuple(CODECS),
     "downlink": tuple(CODECS),
 }
+_HIGHEST_PLANNED = 2.0  # learning rate
 _LARGEST_STEP = 2.0**9  # what the coordinator's sum takes for one weight in one round
 
 
@@ -167,7 +168,10 @@ def plan_study(
     # Last, since it takes seconds: all else is refused before it.
     steps = options.rounds * options.local_steps
     sigma = noise_multiplier(options.epsilon, options.delta, options.sample_rate, steps)
-    study = dataclasses.replace(study, local=dataclasses.replace(study.local, noise_multiplier=sigma))
+    local = dataclasses.replace(study.local, noise_multiplier=sigma)
+    planned = planned_learning_rate(local, study.hospitals)
+    rate = planned if options.learning_rate is None else options.learning_rate
+    study = dataclasses.replace(study, local=local, learning_rate=rate)
     _check_noise(study)
     return study
 
@@ -213,9 +217,7 @@ def _before_noise(
         local=local,
         hospitals=enrolled,
         target_epsilon=options.epsilon,
-        learning_rate=planned_learning_rate(local, enrolled)
-        if options.learning_rate is None
-        else options.learning_rate,
+        learning_rate=_HIGHEST_PLANNED if options.learning_rate is None else options.learning_rate,
         schedule=options.schedule,
         server_learning_rate=options.server_learning_rate,
         server_momentum=options.server_momentum,
@@ -258,7 +260,7 @@ def planned_learning_rate(local: LocalSettings, hospitals: tuple[EnrolledHospita
     noise = (
         local.noise_multiplier * local.max_grad_norm * math.sqrt(len(hospitals)) / (local.sample_rate * total)
     )
-    return min(2.0, 0.014 / noise) if noise > 0 else 2.0
+    return min(_HIGHEST_PLANNED, 0.014 / noise) if noise > 0 else _HIGHEST_PLANNED
 
 
 def _prior(options: Options, reference: Split | None, classes: int) -> tuple[float, ...] | None:

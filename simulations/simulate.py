@@ -1,5 +1,6 @@
 """One simulated study from start to report: prepare, run, release, evaluate once, write."""
 
+import io
 import json
 import time
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from fedward.simulations.report import ReportDetails, write_report
 from fedward.simulations.run_folder import HOSPITALS, METRICS, PROGRESS, REPORT
 from fedward.simulations.watching import progress_bars, spent_after
 
-_METRICS_LIMIT = 256 << 20
+_METRICS_LIMIT, _FINAL_LIMIT = 256 << 20, 4 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,9 @@ def _final(path: Path, progress: Progress, study: Study) -> Vector:
     Raises:
         CheckpointRefused: they are not, or cannot be read.
     """
-    try:
-        latents = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
-        raise CheckpointRefused(f"{path} is damaged; delete it and go on with --resume.") from error
-    expected = released_latents(progress, study)
-    if not isinstance(latents, np.ndarray) or latents.tobytes() != expected.tobytes():
+    expected, stored = released_latents(progress, study), io.BytesIO()
+    np.save(stored, expected)
+    if read_bounded(path, _FINAL_LIMIT, refusal=CheckpointRefused) != stored.getvalue():
         raise CheckpointRefused(f"{path} is not what the rounds gave; delete it and go on with --resume.")
     return expected
 

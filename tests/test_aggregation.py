@@ -58,6 +58,12 @@ def test_the_mean_is_the_weighted_mean_to_the_grid(drawn: Drawn) -> None:
     assert (error <= GRID / 2 + np.abs(exact) * 2.0**-23).all()
 
 
+def test_values_below_the_grid_are_rounded_to_it_and_not_cut_off() -> None:
+    """Cutting off would pull every mean toward nought."""
+    update = np.array([0.75, -0.75, 0.25, 1.5], np.float32) * np.float32(GRID)
+    assert (_folded([(update, 3)]).mean() / GRID).tolist() == [1.0, -1.0, 0.0, 2.0]
+
+
 def test_the_largest_sum_that_is_let_in_does_not_overflow() -> None:
     largest = np.nextafter(np.float32(512), np.float32(0))
     mean = IntegerMean(2)

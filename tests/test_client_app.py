@@ -116,7 +116,10 @@ def test_the_text_of_an_exception_never_leaves(
     monkeypatch.setattr(hospital_module, "train", fail)
     reply = send(request_records)
     assert reply.error.code == REFUSED
-    assert refusal_text(reply) == ("RequestRefused", "The hospital's round failed; see the hospital's own log.")
+    assert refusal_text(reply) == (
+        "RequestRefused",
+        "The hospital's round failed; see the hospital's own log.",
+    )
     for word in ("Jane", "1970", "Traceback", type(error).__name__, "test_client_app"):
         assert word.encode() not in _bytes(reply)
     assert "Jane" in caplog.text  # the hospital's own log tells its own people
@@ -166,7 +169,9 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
         (folder / "data.npz").read_bytes()[:300]
     ),
     "no ledger": lambda folder: next(folder.glob("budget/*/ledger.jsonl")).unlink(),
-    "a ledger of something else": lambda folder: next(folder.glob("budget/*/ledger.jsonl")).write_text(SECRET),
+    "a ledger of something else": lambda folder: next(folder.glob("budget/*/ledger.jsonl")).write_text(
+        SECRET
+    ),
     "no image key": lambda folder: (folder / "budget" / "image.key").unlink(),
     "a reply that cannot be read": lambda folder: (
         ReplyStore(folder / "replies")._path("study", 1, "train").mkdir()

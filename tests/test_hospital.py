@@ -1,4 +1,4 @@
-"""A hospital charges before it computes, answers a round once, and refuses by name before anything is spent."""
+"""A hospital charges before it computes, answers a round once, and refuses before anything is spent."""
 
 import dataclasses
 import errno
@@ -102,8 +102,7 @@ def _refused(hospital: Hospital, request: TrainRequest, kind: type[Refusal], wor
 
 
 def _same_reply(first: TrainReply, second: TrainReply) -> bool:
-    pairs = zip(dataclasses.astuple(first)[:-1], dataclasses.astuple(second)[:-1], strict=True)
-    return all(a == b for a, b in pairs) and first.update.tobytes() == second.update.tobytes()
+    return first.to_bytes() == second.to_bytes()
 
 
 # Answer once
@@ -123,7 +122,12 @@ def test_a_reply_says_the_public_name_and_the_declared_count_only(
     opened: Opener, ask: Callable[..., TrainRequest], latents: Vector
 ) -> None:
     reply = opened().answer(ask())
-    assert (reply.study, reply.server_round, reply.hospital, reply.codec) == ("study", 1, "hospital-0", "fp32")
+    assert (reply.study, reply.server_round, reply.hospital, reply.codec) == (
+        "study",
+        1,
+        "hospital-0",
+        "fp32",
+    )
     assert reply.num_examples == 20
     update = decode(reply.update, len(latents), "fp32")
     assert np.isfinite(update).all()
@@ -201,10 +205,10 @@ def test_a_budget_that_ends_in_the_middle_refuses_the_next_round_before_any_grad
     opened: Opener, ask: Callable[..., TrainRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hospital = opened()
-    for server_round in (1, 2, 3):
-        hospital.answer(ask(server_round))
+    hospital.answer(ask(1, local_steps=4, rounds=3))
+    # Twelve steps as well, but in rounds that do not come out even: 8 are left, and these ask for 12.
     monkeypatch.setattr(hospital_module, "train", lambda *args: pytest.fail("a gradient was computed"))
-    _refused(hospital, ask(4), BudgetRefused, "0 steps left")
+    _refused(hospital, ask(2, local_steps=12, rounds=1), BudgetRefused, "8 steps left")
 
 
 @pytest.mark.usefixtures("never_trains")

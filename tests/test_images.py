@@ -125,3 +125,13 @@ def test_affine_keeps_a_flat_image_flat_and_changes_its_brightness() -> None:
     assert (means >= 0.25 * 0.8 - 0.1 - 1e-6).all()
     assert (means <= 0.25 * 1.25 + 0.1 + 1e-6).all()
     assert means.std() > 0.01
+
+
+def test_affine_stretches_the_contrast_by_08_to_125() -> None:
+    halves = torch.full((60, 1, 16, 16), -0.3)
+    halves[..., 8:] = 0.3
+    view = augment(halves, "affine", key())
+    contrast = (view.flatten(1).amax(dim=1) - view.flatten(1).amin(dim=1)) / 0.6
+    assert contrast.min() > 0.8 - 1e-5
+    assert contrast.max() < 1.25 + 1e-5
+    assert contrast.max() - contrast.min() > 0.35

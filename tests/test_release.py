@@ -1,4 +1,4 @@
-"""A release is what was trained: signed, opened by the edge, honest about its privacy, the same everywhere."""
+"""A release is what was trained: signed, opened by the edge, honest about its privacy, repeatable."""
 
 import json
 from collections.abc import Callable
@@ -168,7 +168,9 @@ def test_figures_are_of_half_b_and_calibration_of_half_a(
     manifest, halves = _manifest(folder, signer), halve(phantom.val)
     local = folder.study().local
     thresholds = tuple(manifest["decision"]["thresholds"])
-    assert manifest["metrics"]["reference_b"] == measure(local, _latents(local), halves.evaluation, thresholds)
+    assert manifest["metrics"]["reference_b"] == measure(
+        local, _latents(local), halves.evaluation, thresholds
+    )
     assert manifest["calibration"]["images"] == len(halves.calibration.images)
     assert manifest["decision"]["source"] == "reference half A"
 

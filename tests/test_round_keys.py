@@ -79,9 +79,7 @@ def test_a_charged_round_without_its_key_is_refused(keys: RoundKeys) -> None:
 
 
 @pytest.mark.parametrize("left", [bytes(KEY_BYTES), b"", b"short", bytes(range(33))])
-def test_what_a_crash_or_a_hand_left_of_a_key_is_no_key(
-    tmp_path: Path, keys: RoundKeys, left: bytes
-) -> None:
+def test_what_a_crash_or_a_hand_left_of_a_key_is_no_key(tmp_path: Path, keys: RoundKeys, left: bytes) -> None:
     """A crash between overwriting and removing leaves noughts, whose noise anybody could subtract."""
     _file(tmp_path).write_bytes(left)
     with pytest.raises(RequestRefused, match="key is gone"):

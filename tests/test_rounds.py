@@ -263,7 +263,7 @@ def _flipped(data: bytes, position: int) -> bytes:
 def test_a_continual_study_starts_at_the_release_that_it_continues(
     tmp_path: Path, ewc_study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nobody(*args: object) -> None:
+    def nobody(*args: object, **more: object) -> None:
         raise QuorumMissed("Nobody is there.")
 
     folder = _folder(tmp_path, ewc_study)

@@ -274,11 +274,15 @@ def test_flowers_own_error_is_put_down_to_the_hospital_that_was_asked(study: Stu
     """The SuperLink reports in its own name that a node is gone; only the question tells which."""
     strategy = _strategy(study)
     messages = _open(strategy)
-    for number, message in enumerate(messages):
-        message.metadata.__dict__["_message_id"] = f"id {number}"
-    gone = Message(Error(5, "node unavailable"), reply_to=messages[0])
-    gone.metadata.__dict__["_src_node_id"] = SUPERLINK
-    strategy.aggregate_train(1, [gone, _reply(1), _reply(2)])
+
+    def pushed_and_pulled() -> Iterator[Message]:
+        for number, message in enumerate(messages):
+            message.metadata.__dict__["_message_id"] = f"id {number}"
+        gone = Message(Error(5, "node unavailable"), reply_to=messages[0])
+        gone.metadata.__dict__["_src_node_id"] = SUPERLINK
+        yield from [gone, _reply(1), _reply(2)]
+
+    strategy.aggregate_train(1, pushed_and_pulled())
     assert [(lost.hospital, lost.name) for lost in strategy.lost] == [("hospital-0", "HospitalFailed")]
 
 

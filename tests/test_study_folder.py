@@ -90,7 +90,9 @@ def test_a_setting_of_any_other_kind_is_refused_or_is_that_study(
 ) -> None:
     """Whatever JSON stands where a setting was: a named refusal or a study that says the same again."""
     values = study.to_dict()
-    path = data.draw(st.sampled_from([(key,) for key in values] + [("local", key) for key in values["local"]]))
+    path = data.draw(
+        st.sampled_from([(key,) for key in values] + [("local", key) for key in values["local"]])
+    )
     place = values if len(path) == 1 else values["local"]
     place[path[-1]] = data.draw(JSON)
     folder = StudyFolder(tmp_path_factory.mktemp("study"))

@@ -22,6 +22,7 @@ from fedward.common.config import LocalSettings
 from fedward.common.datasets import Split
 from fedward.common.images import augment, to_tensor
 from fedward.common.models import STUDENTS, build_student, flatten, initialise, unflatten
+from fedward.common.quantization import fake_quantize
 from fedward.common.randomness import KeyedGenerator
 
 torch.set_num_threads(1)
@@ -340,13 +341,25 @@ def test_the_learning_rate_scales_the_update() -> None:
     assert torch.allclose(two, 2 * one, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("student", ["ternary-cnn", "int8-cnn"])
-def test_the_gradient_is_taken_at_the_quantised_weights(student: str) -> None:
-    settings_ = study(student=student)
-    model, _ = real_gradients(work(settings_), records(3))
-    weights = next(parameter for parameter in model.parameters() if parameter.dim() == 4)
-    assert len(weights[0].unique()) <= (3 if student == "ternary-cnn" else 9)  # type: ignore[no-untyped-call]
-    assert not torch.equal(flatten(list(model.parameters())), start(settings_))
+@pytest.mark.parametrize("student", STUDENTS)
+def test_the_round_computes_with_quantised_weights_in_every_step(
+    student: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[Tensor]] = []
+
+    class Watching(UnitGradients):
+        def _compute(self, units: np.ndarray, draws: KeyedGenerator) -> list[Tensor]:
+            seen.append([parameter.detach().clone() for parameter in self._model.parameters()])
+            return super()._compute(units, draws)
+
+    monkeypatch.setattr(training, "UnitGradients", Watching)
+    settings_ = study(student=student, local_steps=3)
+    change(work(settings_), records(3))
+    precision, begun = settings_.spec.precision, unflatten(start(settings_), seen[0])
+    assert all(torch.equal(a, fake_quantize(b, precision)) for a, b in zip(seen[0], begun, strict=True))
+    for weights in itertools.chain(*seen):
+        assert torch.equal(fake_quantize(weights, precision), weights)
+    assert not torch.equal(flatten(seen[0]), flatten(seen[2]))
 
 
 def test_a_teacher_works_on_an_empty_batch_and_changes_nothing_at_alpha_0() -> None:

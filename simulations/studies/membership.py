@@ -14,9 +14,11 @@ guesses bound epsilon from below as in `fedward.simulations.audit_bounds`.
 """
 
 import dataclasses
+import functools
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -139,7 +141,8 @@ def _attacked(
     plan: Plan, dataset: ImageDataset, pool: Split, epsilon: float | None, folder: Path
 ) -> list[Row]:
     """Train the students of one epsilon, and attack each with all the others."""
-    settings = _settings(plan, dataset, epsilon)
+    # Planning the noise takes seconds, and where every student is kept there is nothing to plan.
+    settings = functools.cache(lambda: _settings(plan, dataset, epsilon))
     confidences = np.stack(
         [_confidence(plan, settings, pool, epsilon, student, folder) for student in range(plan.students)]
     )
@@ -148,13 +151,18 @@ def _attacked(
 
 
 def _confidence(
-    plan: Plan, settings: LocalSettings, pool: Split, epsilon: float | None, student: int, folder: Path
+    plan: Plan,
+    planned: Callable[[], LocalSettings],
+    pool: Split,
+    epsilon: float | None,
+    student: int,
+    folder: Path,
 ) -> Floats:
     """Log-odds of each record's label by one released student, (pool,); kept in the folder."""
     kept = folder / f"student-{'none' if epsilon is None else format(epsilon, 'g')}-{student}.json"
     if kept.exists():
         return np.array(json.loads(read_bounded(kept, _MOST_BYTES, refusal=CheckpointRefused)))
-    seen = members(plan, student)
+    settings, seen = planned(), members(plan, student)
     records = Split(pool.images[seen], pool.labels[seen])
     model = build_student(settings.spec)
     initialise(model, KeyedGenerator.from_seed(plan.seed, "membership", "start"))

@@ -1,0 +1,139 @@
+"""From options to a study: what is planned, and from what."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedward.common.errors import Refusal, SettingRefused, UnknownName
+from fedward.common.mechanisms import Mechanism
+from fedward.common.privacy import epsilon
+from fedward.server import aggregation
+from fedward.simulations import options as module
+from fedward.simulations.options import Options, plan_study, planned_learning_rate
+from fedward.simulations.partitions import make_hospitals
+from fedward.simulations.phantoms import make_phantoms
+
+DATASET = make_phantoms(size=16, counts=(60, 20, 20), imbalance=3.0)
+QUICK = Options(rounds=2, hospitals=3)
+
+
+def plan(**changes: object) -> module.Study:
+    options = dataclasses.replace(QUICK, **changes)  # type: ignore[arg-type]
+    hospitals = make_hospitals(DATASET.train, options.partition, options.hospitals, options.seed)
+    reference = None if options.reference == "none" else DATASET.val
+    return plan_study(options, DATASET, hospitals, reference, None)
+
+
+def test_the_noise_is_the_least_that_keeps_the_whole_study_in_its_budget() -> None:
+    study = plan(epsilon=2.0, local_steps=3)
+    local = study.local
+    assert epsilon([Mechanism(local.noise_multiplier, 0.25, 6)], 1e-5) <= 2.0
+    assert epsilon([Mechanism(local.noise_multiplier * 0.998, 0.25, 6)], 1e-5) > 2.0
+
+
+def test_the_learning_rate_is_planned_from_the_planned_noise() -> None:
+    for changes in ({"epsilon": 3.0}, {"epsilon": 0.5}, {"epsilon": 3.0, "hospitals": 6}):
+        study = plan(**changes)
+        assert study.learning_rate == planned_learning_rate(study.local, study.hospitals)
+        assert study.local.noise_multiplier != 1.0
+        noise = study.local.noise_multiplier * math.sqrt(len(study.hospitals))
+        total = sum(site.num_examples for site in study.hospitals)
+        assert study.learning_rate * noise / (0.25 * total) == pytest.approx(0.014)
+    assert plan(epsilon=None).learning_rate == 2.0
+    assert plan(learning_rate=0.7).learning_rate == 0.7
+
+
+def test_the_prior_is_the_references_and_never_the_hospitals() -> None:
+    expected = np.bincount(DATASET.val.labels) / 20
+    assert plan().local.class_prior == pytest.approx(tuple(expected))
+    assert plan(prior="none").local.class_prior is None
+    assert plan(reference="none").local.class_prior is None
+
+
+def test_only_declared_counts_enter_the_study() -> None:
+    study = plan(hospitals=7)  # 60 images: 9, 9, 9, 9, 8, 8, 8
+    assert [site.num_examples for site in study.hospitals] == [10] * 7
+    assert [site.name for site in study.hospitals][::6] == ["hospital-01", "hospital-07"]
+
+
+@pytest.mark.parametrize(
+    ("hospitals", "quorum", "expected"), [(3, None, 2), (4, None, 2), (1, None, 1), (3, 3, 3)]
+)
+def test_half_of_the_hospitals_are_a_quorum_unless_one_is_named(
+    hospitals: int, quorum: int | None, expected: int
+) -> None:
+    assert plan(epsilon=None, hospitals=hospitals, quorum=quorum).quorum == expected
+
+
+def test_a_teacher_that_is_not_there_weighs_nothing() -> None:
+    assert plan(epsilon=None, distillation_alpha=0.7).local.distillation_alpha == 0.0
+    assert plan(epsilon=None, teacher="reference", distillation_alpha=0.7).local.distillation_alpha == 0.7
+
+
+def test_the_noise_that_is_refused_is_what_the_coordinators_sum_would_refuse() -> None:
+    assert module._LARGEST_STEP == aggregation._MAXIMUM_VALUE
+    sigma = plan(learning_rate=1.0).local.noise_multiplier
+    limit = 512 / 4 / (sigma / (0.25 * 20))
+    assert plan(learning_rate=0.999 * limit).learning_rate
+    with pytest.raises(SettingRefused, match="noise alone moves each weight by 128"):
+        plan(learning_rate=1.001 * limit)
+
+
+def test_a_bad_setting_is_refused_before_the_noise_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "noise_multiplier", lambda *_: pytest.fail("searched"))
+    for changes in (
+        {"learning_rate": -1.0}, {"server_momentum": 2.0}, {"round_timeout": 0.0}, {"averaged_rounds": 0},
+        {"rounds": 0}, {"max_grad_norm": math.nan}, {"delta": 0.5}, {"seed": 2**64},
+    ):  # fmt: skip
+        with pytest.raises(SettingRefused):
+            plan(**changes)
+
+
+NAMED = (
+    "student",
+    "engine",
+    "teacher",
+    "prior",
+    "decision",
+    "schedule",
+    "augmentation",
+    "uplink",
+    "downlink",
+)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_name_that_does_not_exist_is_told_with_those_that_do(name: str) -> None:
+    with pytest.raises(UnknownName, match=r"There is no .*'nonsense'; choose one of \w+"):
+        Options(**{name: "nonsense"})  # type: ignore[arg-type]
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "hospitals": st.integers(),
+            "epsilon": st.floats(),
+            "partition": st.text(max_size=12),
+            "student": st.text(max_size=9),
+            "seed": st.integers(),
+            "quorum": st.integers(),
+            "views": st.integers(),
+            "ewc_lambda": st.floats(),
+            "dataset": st.text(max_size=5) | st.just("\udcff"),
+            "reference": st.sampled_from(["none", "val"]),
+            "decision": st.sampled_from(["balanced", "calibrated"]),
+        },
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_whatever_is_asked_for_is_taken_or_refused_by_name(asked: dict[str, object]) -> None:
+    try:
+        options = Options(**asked)  # type: ignore[arg-type]
+    except Refusal:
+        return
+    assert Options(**options.to_dict()) == options
