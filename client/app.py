@@ -41,7 +41,7 @@ def _answer(kind: str, message: Message, context: Context, answer: Answer) -> Me
     try:
         hospital = open_hospital(folder)
         content, charge = answer(hospital)
-        return gate.release(kind, content, message, charge, hospital.is_without_privacy)
+        return gate.release(kind, content, message, charge, hospital.remark)
     except Refusal as refusal:
         return gate.refuse(refusal, message, (str(folder), str(context.run_config[STUDY_FOLDER])))
     except Exception:

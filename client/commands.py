@@ -7,13 +7,22 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fedward.client import egress_report
+from fedward.client.anchors import Anchors
 from fedward.client.budget import Budget
 from fedward.client.budget_report import heading, plot, summary, tables
+from fedward.client.egress import LOG
 from fedward.client.registry import Registry
-from fedward.common.errors import LedgerRefused
+from fedward.common.bundle import read_bundle
+from fedward.common.chain import Head
+from fedward.common.errors import BundleRefused, LedgerRefused, SettingRefused
 from fedward.common.files import config_folder
+from fedward.common.ledger import Ledger
+from fedward.common.mechanisms import Mechanism
+from fedward.common.trust import load_trust
 
 BUDGET_FOLDER = "budget"  # of a hospital's state folder
+_SHOWN = 3  # messages, where --last does not say
 
 # Without typer's own tracebacks, which show local variables.
 app = typer.Typer(
@@ -26,15 +35,19 @@ def hospital() -> None:
     """A hospital's own side of a study."""
 
 
+State = Annotated[Path | None, typer.Option(help="The hospital's state folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
 @app.command()
 def budget(
-    state: Annotated[Path | None, typer.Option(help="The hospital's state folder.")] = None,
+    state: State = None,
     dataset: Annotated[str | None, typer.Option(help="Show this data set only.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw epsilon over time (PNG).")] = None,
 ) -> None:
     """Show what is spent, planned and left of each data set's privacy budget, by study and mechanism."""
-    chosen = _budgets(state or config_folder() / "hospital", dataset)
+    chosen = _budgets(_folder(state), dataset)
     found = [summary(one) for one in chosen]
     if plot_file:
         plot(chosen, plot_file)
@@ -44,11 +57,113 @@ def budget(
         _print(found)
 
 
-def _budgets(state: Path, dataset: str | None) -> list[Budget]:
+@app.command()
+def egress(
+    state: State = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Show so many messages; with --json all.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say it in plain words.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List what left this hospital: each message and field, when, why, its class, digest and charge."""
+    folder = _folder(state)
+    log = _log_of(folder)
+    budgets = list(_registry(folder).budgets()) if (folder / BUDGET_FOLDER).is_dir() else []
+    found = egress_report.summary(log, budgets, last if as_json else last or _SHOWN)
+    if explain:
+        found["explanation"] = egress_report.explanation(found)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    elif explain:
+        Console().print("\n\n".join(found["explanation"]), highlight=False)
+    else:
+        Console().print(*egress_report.tables(found), sep="\n", highlight=False)
+
+
+@app.command()
+def check(
+    release: Annotated[Path, typer.Argument(help="A release of a study that this hospital took part in.")],
+    state: State = None,
+    trust: Annotated[Path | None, typer.Option(help="The study's trust file; by default your own.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold the privacy budget's ledger against what RELEASE says of it: an older copy stops all work."""
+    anchors = Anchors(_registry(_folder(state)))
+    head = anchors.require(_own_anchor(anchors, release, trust))
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, "contained": True, **_head_json(head)}))
+    else:
+        typer.echo(
+            f"The ledger holds entry {head.seq} ({head.hash[:12]}), which the release names: "
+            "it is no older copy."
+        )
+
+
+@app.command()
+def recover(
+    anchor: Annotated[str, typer.Option(help="The anchor whose entry is missing, from a reply or release.")],
+    sigma: Annotated[list[float], typer.Option(help="Noise multiplier of what was spent since.")],
+    rate: Annotated[list[float], typer.Option(help="Its sample rate.")],
+    steps: Annotated[list[int], typer.Option(help="Its steps.")],
+    state: State = None,
+    as_json: AsJson = False,
+) -> None:
+    """Enter again what an older copy of the ledger lacks; name each kind of steps by its own three."""
+    if not len(sigma) == len(rate) == len(steps):
+        raise SettingRefused("Name --sigma, --rate and --steps equally often, once for each kind of steps.")
+    lost = [Mechanism(*values) for values in zip(sigma, rate, steps, strict=True)]
+    anchors = Anchors(_registry(_folder(state)))
+    recovered = anchors.budget(anchor)
+    recovered.recover(head := anchors.opened(anchor)[1], lost)
+    spent = recovered.spent()
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, **_head_json(head), "spent": spent}))
+    else:
+        typer.echo(
+            f"What was spent up to entry {head.seq} is entered again: epsilon {spent:.3f} of "
+            f"{recovered.terms.total_epsilon:g} is spent."
+        )
+
+
+def _own_anchor(anchors: Anchors, release: Path, trust: Path | None) -> str:
+    """The one anchor of a verified release that this hospital made."""
+    found = read_bundle(release, load_trust(trust)).manifest["provenance"].get("anchors")
+    own = [
+        str(token) for token in (found.values() if isinstance(found, dict) else ()) if anchors.is_own(token)
+    ]
+    if not own:
+        raise BundleRefused(
+            "The release names no entry of this hospital's ledger: name a release of a study that this "
+            "hospital took part in with privacy, and the hospital's own state folder with --state."
+        )
+    return own[0]
+
+
+def _head_json(head: Head) -> dict[str, Any]:
+    return {"entry": head.seq, "hash": head.hash}
+
+
+def _log_of(state: Path) -> Ledger:
+    if not (state / LOG).exists():
+        raise LedgerRefused(
+            f"{state} holds no record of what left: nothing was sent from it, or it is no state folder; name "
+            "a hospital's with --state."
+        )
+    return Ledger.open(state / LOG)
+
+
+def _folder(state: Path | None) -> Path:
+    return state or config_folder() / "hospital"
+
+
+def _registry(state: Path) -> Registry:
     folder = state / BUDGET_FOLDER
     if not folder.is_dir():
         raise LedgerRefused(f"{state} holds no privacy budgets: name a hospital's state folder with --state.")
-    registry = Registry(folder)
+    return Registry(folder)
+
+
+def _budgets(state: Path, dataset: str | None) -> list[Budget]:
+    registry = _registry(state)
     return [registry.budget(dataset)] if dataset else list(registry.budgets())
 
 

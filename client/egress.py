@@ -39,6 +39,7 @@ from fedward.common.ledger import Ledger
 from fedward.common.messages import CONFIG, refusal_reply
 
 LOG = Path("egress") / "ledger.jsonl"  # in a hospital's state folder
+PURPOSE = "egress"
 PUBLIC, DP, CONSENTED = "public", "dp", "consented"
 ENROL, TRAIN, REFUSAL = "enrol", "train", "refusal"
 
@@ -63,6 +64,7 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
     (REFUSAL, "error.reason"): (PUBLIC, "the refusal's name and a sentence about the request or the budget"),
 }
 WAIVED = "without noise: a simulation without privacy, on public data"
+SEEDED = "the model's change, with noise from a seed: a simulation or a test, which protects nobody"
 
 # Refusals whose sentences are about the request and the budget only.
 SPEAKING = (BudgetRefused, PayloadRefused, RequestRefused, SettingRefused)
@@ -102,6 +104,8 @@ class Gate:
         except OSError as error:
             raise refused_output(path.parent, error) from error
         self.ledger = _opened(path)
+        if self.ledger.purpose != PURPOSE:
+            raise LedgerRefused(f"{path} is no record of what left: put back its newest copy.")
 
     def release(
         self,
@@ -109,7 +113,7 @@ class Gate:
         content: RecordDict,
         request: Message,
         charge: Charge | None,
-        is_without_privacy: bool = False,
+        remark: str = "",
     ) -> Message:
         """The reply to `request` with `content`, once it is logged.
 
@@ -118,8 +122,8 @@ class Gate:
             content: what is to leave.
             request: what is answered.
             charge: what its ``dp`` fields cost.
-            is_without_privacy: the site is a simulation without a budget on public data, which agrees that
-                ``dp`` fields leave without noise; the log says so.
+            remark: what the log says of ``dp`` fields: `SEEDED`, or `WAIVED`, with which alone they may leave
+                without a charge, and never as ``dp``.
 
         Raises:
             EgressRefused: a field has no class, or a ``dp`` field no charge of its own round; nothing leaves.
@@ -128,7 +132,7 @@ class Gate:
         try:
             header, fields = _opened_up(content)
             _refuse_foreign_charge(header, charge)
-            classed = [_classed(kind, field, charge, is_without_privacy) for field in fields]
+            classed = [_classed(kind, field, charge, remark) for field in fields]
         except EgressRefused as refusal:
             self._append("held", {"message": kind, "asked": _asked(request), "why": str(refusal)[:500]})
             raise
@@ -149,7 +153,7 @@ class Gate:
             Field("error.reason", len(reason), _sha256(reason)),
         )
         try:
-            classed = [_classed(REFUSAL, field, None, False) for field in fields]
+            classed = [_classed(REFUSAL, field, None, "") for field in fields]
             self._left(REFUSAL, request, classed, {"refusal": shown.name}, None)
         except Exception:
             _logger.exception("what leaves cannot be logged")
@@ -192,7 +196,7 @@ def unlogged(request: Message) -> Message:
 def _opened(path: Path) -> Ledger:
     if not path.exists():
         try:
-            return Ledger.create(path, "egress")
+            return Ledger.create(path, PURPOSE)
         except LedgerRefused:
             # Another process was first; if it was not that, opening says what is wrong.
             return Ledger.open(path)
@@ -238,16 +242,18 @@ def _header_fields(name: str, header: dict[str, Any]) -> Iterator[Field]:
         yield Field(f"{name}.{key}", size, _sha256(canonical_json(value)))
 
 
-def _classed(kind: str, field: Field, charge: Charge | None, is_without_privacy: bool) -> dict[str, Any]:
+def _classed(kind: str, field: Field, charge: Charge | None, remark: str) -> dict[str, Any]:
     known = FIELDS.get((kind, field.name))
     if known is None:
         raise EgressRefused(f"The field {field.name} of a message {kind!r} has no class.")
     entry = {"name": field.name, "class": known[0], "bytes": field.size, "sha256": field.sha256}
-    if known[0] != DP or charge is not None:
+    if known[0] != DP:
         return entry
-    if not is_without_privacy:
-        raise EgressRefused(f"The field {field.name} carries private data and no charge.")
-    return {**entry, "class": CONSENTED, "why": WAIVED}
+    if (remark == WAIVED) != (charge is None):
+        raise EgressRefused(f"The field {field.name} carries private data and no charge, or one too many.")
+    if remark:
+        entry |= {"class": CONSENTED if remark == WAIVED else DP, "why": remark}
+    return entry
 
 
 def _refuse_foreign_charge(header: dict[str, Any], charge: Charge | None) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from fedward.client.anchors import Anchors
 from fedward.client.budget import Budget
+from fedward.client.egress import SEEDED, WAIVED
 from fedward.client.ewc import ElasticPull
 from fedward.client.registry import Registry
 from fedward.client.replies import ReplyStore
@@ -101,9 +102,11 @@ class Hospital:
         return {"name": self.profile.name, "num_examples": self.profile.num_examples}
 
     @property
-    def is_without_privacy(self) -> bool:
-        """Whether this is a simulation without privacy on public data: nothing is charged for a reply."""
-        return self.profile.budget is None and self.profile.seed is not None
+    def remark(self) -> str:
+        """What the log of what leaves says of this hospital's updates: nothing, where they are private."""
+        if self.profile.seed is None:
+            return ""
+        return WAIVED if self.profile.budget is None else SEEDED
 
     def charge_of(self, reply: TrainReply) -> Charge | None:
         """What the ledger says that a reply cost; None where it holds no such charge."""

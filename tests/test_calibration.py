@@ -75,6 +75,12 @@ def test_a_threshold_worked_out_by_hand(calibrated: Calibrator) -> None:
     assert balanced_accuracy(decisions, labels) == pytest.approx(5 / 6)
 
 
+def test_a_threshold_is_for_balanced_accuracy_and_not_for_the_larger_class(calibrated: Calibrator) -> None:
+    """One negative among six positives: calling all positive is right six times in seven, and of no use."""
+    scores, labels = np.arange(1.0, 8.0), np.array([1, 1, 0, 1, 1, 1, 1])
+    assert calibrated(np.stack([np.zeros(7), scores], axis=1), labels).thresholds == (3.5,)
+
+
 def test_among_equally_good_thresholds_nought_is_kept(calibrated: Calibrator) -> None:
     scores, labels = np.array([-3.0, -1.0, 2.0, 5.0]), np.array([0, 0, 1, 1])
     assert calibrated(np.stack([np.zeros(4), scores], axis=1), labels).thresholds == (0.0,)

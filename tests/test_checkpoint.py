@@ -46,9 +46,11 @@ def _assert_intact(path: Path, study: Study, server_round: int = 2) -> None:
 
 
 def _same(found: Progress, expected: Progress) -> bool:
-    arrays = [(getattr(p, name) for name in ("latents", "momentum", "average")) for p in (found, expected)]
-    equal = all(a.dtype == b.dtype and a.tobytes() == b.tobytes() for a, b in zip(*arrays, strict=True))
-    return equal and (found.server_round, found.history) == (expected.server_round, expected.history)
+    for name in ("latents", "momentum", "average"):
+        one, other = getattr(found, name), getattr(expected, name)
+        if one.dtype != other.dtype or one.tobytes() != other.tobytes():
+            return False
+    return (found.server_round, found.history) == (expected.server_round, expected.history)
 
 
 def test_what_is_saved_comes_back_to_the_last_bit(path: Path, study: Study) -> None:

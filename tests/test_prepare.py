@@ -153,6 +153,22 @@ def test_an_earlier_broken_start_in_the_folder_is_not_mixed_with_a_new_one(
         prepare(replace(SMALL, hospitals=3), tmp_path / "out", None)
 
 
+def test_what_makes_a_folder_a_run_is_moved_into_it_last(
+    fedward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename, moved = Path.rename, []
+
+    def noted(self: Path, target: Path) -> Path:
+        if self.parent.name.startswith(".draft-"):
+            moved.append(self.name)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", noted)
+    prepare(SMALL, tmp_path / "out", None)
+    assert len(moved) == 4
+    assert moved[-1] == "simulation.json"
+
+
 def test_reference_data_of_one_image_are_refused(fedward: Command, tmp_path: Path) -> None:
     arrays: dict[str, np.ndarray] = {}
     for split, count in (("train", 12), ("val", 1), ("test", 4)):

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,23 +111,35 @@ def test_epsilon_grows_by_the_rounds_up_to_the_budget(finished: Path) -> None:
     assert [site["epsilon"] for site in sites] == [spent[1]] * 3
 
 
+def _stored_replies(out: Path) -> Iterator[tuple[int, int, int]]:
+    """(round, bytes of the header, bytes of the update) of each reply that a hospital keeps as it left."""
+    for path in (out / "hospitals").glob("*/replies/*.reply"):
+        _, header, update = path.read_bytes().split(b"\n", 2)
+        yield json.loads(header)["round"], len(header), len(update)
+
+
 def test_bytes_are_what_the_codec_lays_out(simulate: Command) -> None:
-    metrics = metrics_of(simulate("--schedule", "constant", "--learning-rate", 0.5))
+    out = simulate("--schedule", "constant", "--learning-rate", 0.5)
+    metrics, replies = metrics_of(out), list(_stored_replies(out))
     packed = 16 + 4 * 16 + WEIGHTS  # header, a step for each of 16 blocks, a byte a weight
-    study = metrics["study"]["name"]
+    assert [size for _, _, size in replies] == [packed] * 6
     for row in metrics["rounds"]:
-        reply = {
-            "codec": "int8", "hospital": "hospital-01", "num_examples": 20, "round": row["round"],
-            "study": study,
-        }  # fmt: skip
-        text = len(json.dumps(reply, separators=(",", ":")))
-        assert row["uplink_bytes"] == 3 * (packed + NUMPY_HEADER + text)
+        texts = [header for server_round, header, _ in replies if server_round == row["round"]]
+        assert row["uplink_bytes"] == 3 * (packed + NUMPY_HEADER) + sum(texts)
+        assert all(100 < text < 400 for text in texts)
+
+
+def test_the_model_goes_down_packed_with_the_settings_beside_it(simulate: Command) -> None:
+    metrics = metrics_of(simulate("--schedule", "constant", "--learning-rate", 0.5))
+    for row in metrics["rounds"]:
         request = {
-            "codec": ["int8", "int8"], "learning_rate": 0.5, "round": row["round"], "study": study,
-            "settings": metrics["study"]["local"],
+            "codec": ["int8", "int8"], "learning_rate": 0.5, "round": row["round"],
+            "study": metrics["study"]["name"], "settings": metrics["study"]["local"],
         }  # fmt: skip
-        text = len(json.dumps(request, separators=(",", ":")))
-        assert row["downlink_bytes"] == 3 * (packed + NUMPY_HEADER + text)
+        text = 3 * len(json.dumps(request, separators=(",", ":")))
+        packed = 3 * (16 + 4 * 16 + WEIGHTS + NUMPY_HEADER)
+        # Each hospital's own anchor, where it has one, is a hundred bytes or two.
+        assert packed + text <= row["downlink_bytes"] <= packed + text + 3 * 200
 
 
 def test_fp32_codecs_send_four_bytes_a_weight(simulate: Command, finished: Path) -> None:

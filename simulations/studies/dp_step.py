@@ -76,7 +76,7 @@ def fedward_step(family: str) -> _Step:
     def step() -> None:
         gradients = engine.compute(images, lambda logits: classification(logits, labels, "binary"))
         for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-            parameter.grad_sample = gradient
+            parameter.grad_sample = gradient  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad()
 

@@ -3,9 +3,9 @@
     python -m fedward.simulations.studies.forgetting --json [--seeds 3] [--out FOLDER]
 
 Domain A is half of the training records; domain B the other half, inverted and at contrast .7. Each stage is
-a federated study of eight hospitals with its own records and its own epsilon of 3; the second continues from
-the first's release, with EWC (Fisher and anchor from A's public reference half A) and without. Falls are in test
-AUC on A.
+a federated study of eight hospitals with its own records and its own epsilon of 3. The second continues from
+the first's release, with EWC (anchor, and Fisher from A's public reference half A) and without. Falls are in
+test AUC on A.
 """
 
 import tempfile
@@ -84,7 +84,7 @@ def measure(key: Row) -> Row:
 
 def _stage(folder: Path, name: str, options: Options) -> float:
     metrics = run(prepare(options, folder / name, None), Console(stderr=True)).metrics
-    return max(site["epsilon"] for site in metrics["hospitals"])
+    return float(max(site["epsilon"] for site in metrics["hospitals"]))
 
 
 def main(
