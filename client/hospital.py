@@ -28,12 +28,14 @@ from fedward.common.config import LocalSettings, declared_count
 from fedward.common.datasets import Split, fingerprint, read_split, save_npz
 from fedward.common.errors import BudgetRefused, RequestRefused
 from fedward.common.files import canonical_json, refused_output, write_atomically
+from fedward.common.locks import FileLock
 from fedward.common.mechanisms import Mechanism
 from fedward.common.messages import ANCHOR, FISHER, LATENTS, TEACHER, TrainReply, TrainRequest
 from fedward.common.models import build_student, parameter_count, unflatten
 from fedward.common.randomness import KeyedGenerator
 
 PROFILE, RECORDS, BUDGETS = "hospital.json", "data.npz", "budget"
+_LONGEST_ROUND_SECONDS = 3600.0
 _DATASET = "records"  # the name of a hospital's data set among its budgets
 
 
@@ -123,12 +125,14 @@ class Hospital:
         key_name = hashlib.sha256(f"{request.study}\n{request.server_round}\n{digest}".encode()).hexdigest()
         self._require_anchor(request)
         self._refuse_other_content(request, digest)
-        stored = self._replies.get(request.study, request.server_round, digest)
-        if stored is None:
-            self._check(request)
-            stored = self._compute(request, digest, key_name)
-        # Also where the reply was stored before: a crash may have come between.
-        self._keys.destroy(key_name)
+        # A second daemon waits for the first one's reply, and sends the same.
+        with FileLock(self._replies.folder / f"{key_name}.lock", _LONGEST_ROUND_SECONDS):
+            stored = self._replies.get(request.study, request.server_round, digest)
+            if stored is None:
+                self._check(request)
+                stored = self._compute(request, digest, key_name)
+            # Also where the reply was stored before: a crash may have come between.
+            self._keys.destroy(key_name)
         self._close_after_last(request)
         return TrainReply.from_bytes(stored)
 
@@ -146,7 +150,7 @@ class Hospital:
             self.budget.charge(request.study, request.server_round, digest, known.mechanism)
 
     def _compute(self, request: TrainRequest, digest: str, key_name: str) -> bytes:
-        """The stored reply: where two daemons raced to it, the first one's."""
+        """The stored reply, which is the first that was stored, whoever computed it."""
         work = self._work(request)
         generator, anchor = self._charged_generator(request, digest, key_name)
         change, accountant = train(work, self._records, generator)

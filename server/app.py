@@ -26,11 +26,11 @@ def main(grid: Grid, context: Context) -> None:
     """Run the study of the folder that the run configuration names."""
     folder = StudyFolder(Path(str(context.run_config[STUDY_FOLDER])))
     try:
-        latents = run_rounds(grid, folder)
+        with folder.held():
+            buffer = io.BytesIO()
+            np.save(buffer, run_rounds(grid, folder))
+            write_atomically(folder.final, buffer.getvalue())
     except Refusal as refusal:
         folder.note("refused", name=refusal.name, message=str(refusal))
         raise
-    buffer = io.BytesIO()
-    np.save(buffer, latents)
-    write_atomically(folder.final, buffer.getvalue())
     folder.note("finished")

@@ -8,6 +8,8 @@ teacher, where the study has them), ``checkpoint.bin``, ``progress.jsonl`` (for 
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -15,10 +17,12 @@ from typing import Any
 
 from fedward.common.config import Study
 from fedward.common.datasets import Split, read_split, save_npz
-from fedward.common.errors import CheckpointRefused, OutputRefused, SettingRefused
+from fedward.common.errors import CheckpointRefused, LedgerRefused, OutputRefused, SettingRefused
 from fedward.common.files import canonical_json, read_bounded, refused_output, write_atomically
+from fedward.common.locks import FileLock
 
 _LIMIT = 64 << 20
+_LOCK_SECONDS = 2.0  # a coordinator that is just ending may still be there
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,25 @@ class StudyFolder:
         """The public reference records, if the study has any."""
         file = self.path / "reference.npz"
         return read_split(file) if file.exists() else None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Run the study as the only one; a coordinator that was killed holds nothing any more.
+
+        Raises:
+            OutputRefused: another process runs this study.
+        """
+        lock = FileLock(self.path / "study.lock", _LOCK_SECONDS)
+        try:
+            lock.__enter__()
+        except LedgerRefused as refusal:
+            raise OutputRefused(
+                f"{self.path} is in use: another process runs this study; wait for its end, or stop it."
+            ) from refusal
+        try:
+            yield
+        finally:
+            lock.__exit__(None, None, None)
 
     def note(self, event: str, **fields: Any) -> None:
         """Append a line for whoever watches; it is no record of anything, so it is not synced."""

@@ -16,6 +16,7 @@ from fedward.common.printing import printable
 from fedward.simulations.options import Options
 from fedward.simulations.prepare import Simulation, prepare, reopen
 from fedward.simulations.simulate import Finished, run
+from fedward.simulations.wording import spent
 
 _D = Options()
 _HELP = (
@@ -224,13 +225,12 @@ def _summary(metrics: dict[str, Any], out: Path, bundle: Path) -> list[str]:
     release, hospitals = metrics["release"], metrics["hospitals"]
     auc = "undefined" if release["auc"] is None else f"{release['auc']:.3f}"
     figures = f"accuracy {release['accuracy']:.3f}, balanced accuracy {release['balanced_accuracy']:.3f}"
-    spent = [site["epsilon"] for site in hospitals if site["epsilon"] is not None]
+    costs = [site["epsilon"] for site in hospitals if site["epsilon"] is not None]
     privacy = "none: trained without noise"
-    if spent:
+    if costs:
         budget, delta, unit = (hospitals[0][key] for key in ("budget", "delta", "unit"))
-        privacy = (
-            f"epsilon {max(spent):.3f} at most in any hospital, of {budget:g}, by {unit} at delta {delta:g}; "
-        )
+        cost = f"epsilon {spent(max(costs))} of {budget:g} at most in any hospital"
+        privacy = f"{cost}, by {unit} at delta {delta:g}; "
         privacy += "its noise came from the seed, so it protects nobody"
     return [
         f"test     AUC {auc}, {figures}",

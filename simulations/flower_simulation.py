@@ -5,8 +5,10 @@ here it is one of ours, on a free loopback port, with its state in the study's f
 The bundle that is sent carries no code: the apps are those of the installed package.
 """
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +16,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from fedward.common import errors
@@ -25,6 +26,7 @@ from fedward.simulations.run_folder import FLOWER, PROGRESS
 from fedward.simulations.watching import read_events
 
 _START_SECONDS = 60.0
+_END_SECONDS = 10.0
 _APP = """[project]
 name = "fedward-study"
 version = "1.0.0"
@@ -98,7 +100,7 @@ def _make(folder: Path) -> None:
         raise refused_output(folder, error) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _superlink(work: Path) -> Iterator[dict[str, str]]:
     """A SuperLink on loopback for the length of the block; yields the environment of `flwr` commands."""
     port = _free_port()
@@ -111,6 +113,8 @@ def _superlink(work: Path) -> Iterator[dict[str, str]]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Without a cluster to join, Ray's own servers stay on loopback; the name is history.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         **_past_proxies(),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
@@ -124,12 +128,40 @@ def _superlink(work: Path) -> Iterator[dict[str, str]]:
             _wait_until_healthy(port, process, work)
             yield environment
         finally:
+            sessions = _sessions_of(process.pid)
             process.terminate()
             try:
                 process.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            for session in sessions:
+                _end(session)
+
+
+def _sessions_of(parent: int) -> list[int]:
+    """The sessions that a process started: Flower's workers, Ray among them, which outlive their SuperLink.
+
+    Left alone, they would go on with the study, and with the hospitals' budgets, after Ctrl-C.
+    """
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            _, starter, group = entry.read_text().rpartition(")")[2].split()[:3]
+            if int(starter) == parent and group == entry.parent.name:
+                found.append(int(group))
+    return found
+
+
+def _end(session: int) -> None:
+    """End every process of a session: politely, and after some seconds not."""
+    deadline = time.monotonic() + _END_SECONDS
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(session, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            os.killpg(session, 0)
+            time.sleep(0.1)
+        os.killpg(session, signal.SIGKILL)
 
 
 def _past_proxies() -> dict[str, str]:

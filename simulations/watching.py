@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fedward.common.config import Study
 from fedward.common.mechanisms import Mechanism
 from fedward.common.privacy import epsilon
+from fedward.simulations.wording import spent
 
 _SECONDS = 0.2
 
@@ -64,8 +65,8 @@ class _Watcher:
     def _note(self, row: dict[str, Any]) -> str:
         auc = "" if row["auc"] is None else f"AUC {row['auc']:.3f} (reference)  "
         lost = f"  {len(row['refusals'])} lost" if row["refusals"] else ""
-        spent = spent_after(self._study, row["round"])
-        budget = "no privacy" if spent is None else f"epsilon {spent:.2f} of {self._study.target_epsilon:g}"
+        cost = spent_after(self._study, row["round"])
+        budget = "no privacy" if cost is None else f"epsilon {spent(cost)} of {self._study.target_epsilon:g}"
         return f"{auc}{budget}{lost}"
 
 
@@ -74,8 +75,8 @@ def spent_after(study: Study, rounds: int) -> float | None:
     if study.target_epsilon is None:
         return None
     local = study.local
-    spent = Mechanism(local.noise_multiplier, local.sample_rate, local.local_steps * rounds)
-    return epsilon([spent], local.target_delta)
+    steps = Mechanism(local.noise_multiplier, local.sample_rate, local.local_steps * rounds)
+    return epsilon([steps], local.target_delta)
 
 
 @contextmanager

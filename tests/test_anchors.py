@@ -253,6 +253,9 @@ def test_a_hospital_with_a_restored_backup_is_lost_by_name_in_the_middle_of_a_st
     monkeypatch.setattr(Hospital, "answer", restoring)
     hospital_module.open_hospital.cache_clear()
     run_in_process(folder.path, len(study.hospitals))
+    budget = Hospital(site).budget
+    assert budget is not None
+    assert [entry.kind for entry in budget.ledger.entries][-1] == "suspended"
     first, second = load_checkpoint(folder.checkpoint, study).history
     assert first["refusals"] == []
     assert [(lost["hospital"], lost["name"]) for lost in second["refusals"]] == [

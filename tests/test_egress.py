@@ -40,7 +40,6 @@ from fedward.client.egress import (
 from fedward.client.hospital import Hospital, create_hospital, open_hospital
 from fedward.client.replies import ReplyStore
 from fedward.client.spending import Charge
-from fedward.common import ledger as ledger_module
 from fedward.common.chain import Head
 from fedward.common.codec import encode
 from fedward.common.config import LocalSettings, Study
@@ -61,6 +60,7 @@ from fedward.common.messages import (
 )
 from fedward.common.models import build_student, parameter_count
 from fedward.common.privacy import Mechanism
+from fedward.server import rounds
 from fedward.server.checkpoint import load_checkpoint
 from fedward.server.study_folder import StudyFolder
 from fedward.simulations.federation import run_in_process
@@ -163,8 +163,8 @@ def test_each_part_of_a_reply_is_a_field_that_the_table_names(question: Callable
 
 
 def _with_header_field(reply: TrainReply) -> RecordDict:
-    header = json.loads(_to_records(reply).config_records[CONFIG]["reply"])
     content = _to_records(reply)
+    header = json.loads(content.config_records[CONFIG]["reply"])  # type: ignore[arg-type]
     content.config_records[CONFIG]["reply"] = canonical_json(header | {"loss": 0.25})
     return content
 
@@ -395,7 +395,7 @@ def test_where_the_log_cannot_be_written_one_constant_sentence_leaves(
             raise OSError(errno.ENOSPC, SECRET)
         return write(descriptor, data)
 
-    monkeypatch.setattr(ledger_module.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     for content in (question(), RecordDict(), question(noise_multiplier=0.001)):
         reply = send(content, message_type)
         assert refusal_text(reply) == ("EgressRefused", UNLOGGED)

@@ -100,7 +100,8 @@ def test_the_tables_are_for_a_person(fedward: Fedward, state: Path) -> None:
     for part in (
         "enrolment: ", "reply to a round 2 of chest [red]", "refusal BudgetRefused", "update.latents", "dp",
         "consented", "charged 3 steps at noise 2.1 and rate 0.109", "nothing charged",
-        "All that left, by class", "All that left, by message", "with noise that hides any one image", "rounded up to tens",
+        "All that left, by class", "All that left, by message", "rounded up to tens",
+        "with noise that hides any one image",
     ):  # fmt: skip
         assert part in output
     assert "\u202e" not in output

@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from flwr.serverapp import Grid
 
 from fedward.common.cli import run
 from fedward.common.datasets import ImageDataset, save_npz
+from fedward.simulations import flower_simulation
 from fedward.simulations.federation import InProcessGrid
 
 SERVER, NODES = 1, (100, 101, 102)
@@ -153,6 +155,37 @@ def _left_over(mark: str, seconds: float = 15.0) -> list[str]:
     while (found := _processes_with(mark)) and time.monotonic() < deadline:
         time.sleep(0.2)
     return found
+
+
+FAKE_SUPERLINK = """
+import http.server, subprocess, sys
+
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+worker = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", worker], start_new_session=True)
+port = int(sys.argv[sys.argv.index("--port") + 1])
+http.server.HTTPServer(("127.0.0.1", port), Health).serve_forever()
+"""
+
+
+def test_ctrl_c_on_ray_leaves_no_worker_that_goes_on_with_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flower starts its workers in a session of their own: Ctrl-C does not reach them, nor does the end of
+    their SuperLink.
+    """
+    monkeypatch.setattr(flower_simulation, "_tool", lambda name: [sys.executable, "-c", FAKE_SUPERLINK])
+    monkeypatch.setattr(flower_simulation, "_END_SECONDS", 0.5)
+    mark = str(uuid.uuid4())
+    monkeypatch.setenv("FEDWARD_TEST_MARK", mark)
+    with suppress(KeyboardInterrupt), flower_simulation._superlink(tmp_path):
+        assert len(_processes_with(mark)) == 2
+        raise KeyboardInterrupt
+    assert _left_over(mark, 2.0) == []
 
 
 def _digest(out: Path) -> str:

@@ -16,7 +16,7 @@ from fedward.client.hospital import Hospital, create_hospital
 from fedward.client.training import LocalRound, train
 from fedward.common.codec import Vector, decode, encode
 from fedward.common.config import LocalSettings
-from fedward.common.datasets import ImageDataset, Split
+from fedward.common.datasets import ImageDataset, Split, save_npz
 from fedward.common.errors import (
     BudgetRefused,
     OutputRefused,
@@ -443,11 +443,12 @@ def test_a_round_that_crashed_is_not_run_for_other_content(
     assert len(_keys(opened())) == 1  # the crashed round's own, which may still be run
 
 
-@pytest.mark.usefixtures("never_trains")
-def test_a_round_that_crashed_is_not_run_on_other_records(
+def test_a_round_that_crashed_is_run_on_the_same_records_or_not_at_all(
     tmp_path: Path,
     opened: Opener,
     ask: Callable[..., TrainRequest],
+    latents: Vector,
+    records: Split,
     phantom: ImageDataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -458,10 +459,15 @@ def test_a_round_that_crashed_is_not_run_on_other_records(
         patched.setattr(hospital_module, "train", crash)
         with pytest.raises(Crash):
             opened().answer(ask())
+    (key,) = (file.read_bytes() for file in _keys(opened()))
     other = Split(phantom.train.images[20:40], phantom.train.labels[20:40])
-    hospital_module.save_npz(tmp_path / "hospital" / "data.npz", other)
-    with pytest.raises(RequestRefused, match="other data"):
-        opened().answer(ask())
+    save_npz(tmp_path / "hospital" / "data.npz", other)
+    with monkeypatch.context() as patched:
+        patched.setattr(hospital_module, "train", lambda *args: pytest.fail("trained on other records"))
+        with pytest.raises(RequestRefused, match="other data"):
+            opened().answer(ask())
+    save_npz(tmp_path / "hospital" / "data.npz", records)
+    assert opened().answer(ask()).update.tobytes() == _expected(opened(), ask(), key, latents)
 
 
 def test_a_reply_that_cannot_be_stored_does_not_leave_and_is_the_same_later(

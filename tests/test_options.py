@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedward.common.config import Study
 from fedward.common.errors import Refusal, SettingRefused, UnknownName
 from fedward.common.mechanisms import Mechanism
 from fedward.common.privacy import epsilon
@@ -21,7 +22,7 @@ DATASET = make_phantoms(size=16, counts=(60, 20, 20), imbalance=3.0)
 QUICK = Options(rounds=2, hospitals=3)
 
 
-def plan(**changes: object) -> module.Study:
+def plan(**changes: object) -> Study:
     options = dataclasses.replace(QUICK, **changes)  # type: ignore[arg-type]
     hospitals = make_hospitals(DATASET.train, options.partition, options.hospitals, options.seed)
     reference = None if options.reference == "none" else DATASET.val

@@ -170,7 +170,7 @@ def test_what_makes_a_folder_a_run_is_moved_into_it_last(
 
 
 def test_reference_data_of_one_image_are_refused(fedward: Command, tmp_path: Path) -> None:
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for split, count in (("train", 12), ("val", 1), ("test", 4)):
         arrays[f"{split}_images"] = np.zeros((count, 28, 28), np.uint8)
         arrays[f"{split}_labels"] = (np.arange(count) % 2)[:, None]

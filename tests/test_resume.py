@@ -131,9 +131,9 @@ def test_a_run_goes_on_from_wherever_it_was_cut(
 
 def test_a_run_killed_in_a_round_goes_on(fedward: Command, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    program = [Path(sys.executable).with_name("fedward"), "simulate", "--dataset", DATA, "--hospitals", "3"]
-    process = subprocess.Popen([*program, "--rounds", "400", "--epsilon", "none", "--out", out],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)  # fmt: skip
+    program = [str(Path(sys.executable).with_name("fedward")), "simulate", "--dataset", DATA]
+    program += ["--hospitals", "3", "--rounds", "400", "--epsilon", "none", "--out", str(out)]
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while b'"closed"' not in _read(out / "progress.jsonl") and process.poll() is None:
         assert time.monotonic() < deadline
@@ -289,7 +289,7 @@ def test_another_data_set_under_the_same_name_is_refused(
     fedward: Command, start: Command, tmp_path: Path
 ) -> None:
     def save(seed: int) -> None:
-        draws, arrays = np.random.default_rng(seed), {}
+        draws, arrays = np.random.default_rng(seed), dict[str, Any]()
         for split in ("train", "val", "test"):
             arrays[f"{split}_images"] = draws.integers(0, 256, (12, 28, 28)).astype(np.uint8)
             arrays[f"{split}_labels"] = (np.arange(12) % 2)[:, None]
@@ -348,9 +348,9 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_later(
     fedward: Command, finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    program = [Path(sys.executable).with_name("fedward"), "simulate", "--dataset", DATA]
+    program = [str(Path(sys.executable).with_name("fedward")), "simulate", "--dataset", DATA]
     done = subprocess.run(
-        [*program, "--hospitals", "3", "--rounds", "2", "--out", out],
+        [*program, "--hospitals", "3", "--rounds", "2", "--out", str(out)],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip

@@ -10,7 +10,7 @@ from flwr.app import Context, RecordDict
 
 from fedward.client.app import app as client_app
 from fedward.common.config import LocalSettings, Study
-from fedward.common.errors import CheckpointRefused
+from fedward.common.errors import CheckpointRefused, OutputRefused
 from fedward.server.app import STUDY_FOLDER, app
 from fedward.server.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fedward.server.rounds import initial_latents
@@ -56,6 +56,22 @@ def test_a_refusal_is_noted_by_name_and_no_model_is_left(tmp_path: Path, study: 
     assert (event["event"], event["name"]) == ("refused", "CheckpointRefused")
     assert "damaged" in str(event["message"])
     assert not folder.final.exists()
+
+
+def test_one_study_has_one_coordinator_at_a_time(
+    tmp_path: Path,
+    study: Study,
+    make_federation: Callable[..., StudyFolder],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run that was thought dead may still be there: two would ask the hospitals for the same rounds."""
+    monkeypatch.setattr("fedward.server.study_folder._LOCK_SECONDS", 0.1)
+    folder = make_federation(tmp_path, study)
+    with StudyFolder(tmp_path).held(), pytest.raises(OutputRefused, match="another process runs this study"):
+        _run(folder, 2)
+    assert not folder.checkpoint.exists()
+    _run(folder, 2)
+    assert folder.final.exists()
 
 
 def test_a_study_cut_off_before_its_last_file_is_finished_without_its_hospitals(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fedward.client import hospital
+from fedward.common.files import write_atomically
 from fedward.common.signing import ensure_default_keys
 from fedward.simulations import prepare as preparing
 from fedward.simulations import run_folder, simulate
@@ -140,7 +141,7 @@ def test_wrong_usage_exits_with_2(start: Command, tmp_path: Path, options: list[
 
 
 def arrays(**changes: Any) -> dict[str, Any]:
-    draws, found = np.random.default_rng(0), {}
+    draws, found = np.random.default_rng(0), dict[str, Any]()
     for split, count in (("train", 20), ("val", 8), ("test", 8)):
         found[f"{split}_images"] = draws.integers(0, 256, (count, 28, 28)).astype(np.uint8)
         found[f"{split}_labels"] = (np.arange(count) % 2)[:, None]
@@ -203,7 +204,7 @@ def test_a_folder_that_may_not_be_written_is_refused_at_once(
     start: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As for anybody but root, who may write anywhere.
-    monkeypatch.setattr(run_folder.os, "access", lambda _, mode, **__: not mode & os.W_OK)
+    monkeypatch.setattr("os.access", lambda _, mode, **__: not mode & os.W_OK)
     monkeypatch.setattr(preparing, "find_dataset", lambda _: pytest.fail("data were read first"))
     refused(start(), "OutputRefused", "cannot be written")
     (tmp_path / "out").mkdir()
@@ -225,7 +226,7 @@ def test_a_failure_while_hospitals_are_made_leaves_nothing(
             raise OSError(28, "No space left on device", str(path))
         hospital_write(path, data, mode)
 
-    hospital_write = hospital.write_atomically
+    hospital_write = write_atomically
     monkeypatch.setattr(hospital, "write_atomically", full)
     mine = tmp_path / "out" / "notes.txt"
     mine.parent.mkdir()

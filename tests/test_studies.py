@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedward.common.errors import CheckpointRefused, OutputRefused
+from fedward.simulations.options import Options
+from fedward.simulations.prepare import prepare
 from fedward.simulations.studies import from_scratch
 from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
 
@@ -202,14 +205,13 @@ def test_a_measurement_is_a_run_of_the_defaults(
     def small(options: Any, out: Path, trust: None) -> Any:
         asked.append(options)
         data = "phantom:train=60,val=30,test=40"
-        return prepare(from_scratch.replace(options, dataset=data, rounds=1, hospitals=2), out, trust)
+        return prepare(replace(options, dataset=data, rounds=1, hospitals=2), out, trust)
 
-    prepare = from_scratch.prepare
     monkeypatch.setattr(from_scratch, "prepare", small)
     row = from_scratch.measure({"case": "iid, epsilon 1", "seed": 7})
     assert (asked[0].dataset, asked[0].epsilon, asked[0].seed) == ("pneumoniamnist", 1.0, 7)
-    defaults = from_scratch.Options()
-    assert asked[0] == from_scratch.replace(defaults, dataset="pneumoniamnist", epsilon=1.0, seed=7)
+    defaults = Options()
+    assert asked[0] == replace(defaults, dataset="pneumoniamnist", epsilon=1.0, seed=7)
     assert row["largest_epsilon"] <= 1.0
     assert set(made_up("x", 0)) - {"key"} <= set(row)
     assert len(row["hospital_aucs"]) == 2

@@ -42,7 +42,7 @@ def events(rounds: int) -> list[object]:
 def test_bars_end_where_the_study_does(study: Study, tmp_path: Path) -> None:
     out = io.StringIO()
     shown(study, tmp_path / "p", events(3), Console(file=out, width=100))
-    assert re.search(r"rounds .* 3/3 .* AUC 0\.750 \(reference\)  epsilon \d+\.\d\d of 50", out.getvalue())
+    assert re.search(r"rounds .* 3/3 .* AUC 0\.750 \(reference\)  epsilon \d+\.\d{3} of 50", out.getvalue())
     assert re.search(r"hospitals .* 3/3 ", out.getvalue())
     assert "\x1b" not in out.getvalue()
 
@@ -69,6 +69,15 @@ def test_damaged_lines_do_not_end_a_run(study: Study, tmp_path: Path) -> None:
     odd: list[object] = [b"\x80\xff", b"{", b"[]", b"5", b"null", b'{"no": "event"}', b""]
     shown(study, tmp_path / "p", [*odd, *events(1), *odd], Console(file=out, width=100))
     assert " 1/3 " in out.getvalue()
+
+
+def test_a_small_budget_is_not_shown_as_nothing(
+    make_local: Callable[..., LocalSettings], make_study: Callable[..., Study], tmp_path: Path
+) -> None:
+    out = io.StringIO()
+    strict = make_study(make_local(noise_multiplier=3000.0), target_epsilon=0.001)
+    shown(strict, tmp_path / "p", events(1), Console(file=out, width=100))
+    assert re.search(r"epsilon 0\.00[1-9] of 0\.001", out.getvalue())
 
 
 def test_what_is_spent_is_the_accountants_word(study: Study) -> None:
