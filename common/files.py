@@ -140,7 +140,8 @@ def read_bounded(
     """
     with open_regular(path, refusal=refusal, follow_links=follow_links) as file:
         try:
-            data = file.read(limit_bytes + 1)
+            # No more than there is: the reader sets the whole of what is asked for aside at once.
+            data = file.read(min(limit_bytes, os.fstat(file.fileno()).st_size) + 1)
         except OSError as error:
             raise refusal(f"{path} cannot be read: {_why_unreadable(error)}.") from error
     if len(data) > limit_bytes:
