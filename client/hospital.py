@@ -11,7 +11,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from fedward.client.anchors import Anchors
@@ -26,7 +25,7 @@ from fedward.client.training import LocalRound, train
 from fedward.common.codec import CODECS, Vector, decode, encode
 from fedward.common.config import LocalSettings, declared_count
 from fedward.common.datasets import Split, fingerprint, read_split, save_npz
-from fedward.common.errors import BudgetRefused, RequestRefused
+from fedward.common.errors import BudgetRefused, DatasetRefused, RequestRefused
 from fedward.common.files import canonical_json, refused_output, write_atomically
 from fedward.common.locks import FileLock
 from fedward.common.mechanisms import Mechanism
@@ -48,6 +47,7 @@ class Profile:
         num_examples: the declared count, public and frozen.
         budget: total epsilon of its data set over all studies; None for a simulation without privacy.
         delta: of the budget.
+        classes: how many the hospital's labels distinguish, declared when its records are imported.
         seed: of a simulation or test folder, whose noise can be repeated and protects nobody; else None.
     """
 
@@ -56,22 +56,36 @@ class Profile:
     budget: float | None
     delta: float
     seed: int | None
+    classes: int
 
 
 def create_hospital(
-    folder: Path, name: str, records: Split, budget: float | None, delta: float, seed: int | None
+    folder: Path,
+    name: str,
+    records: Split,
+    budget: float | None,
+    delta: float,
+    seed: int | None,
+    classes: int = 2,
 ) -> Profile:
     """Write a hospital's state folder: its profile, its records and their budget.
 
+    Args:
+        classes: how many the hospital's labels distinguish, whether or not each occurs.
+
     Raises:
+        DatasetRefused: a label is not one of the declared classes.
         OutputRefused: the folder cannot be written.
         BudgetRefused: the folder has a budget for these records already, on other terms.
     """
+    found = records.labels.shape[1] if records.labels.ndim == 2 else int(records.labels.max()) + 1
+    if found > classes or (records.labels.ndim == 2 and found != classes):
+        raise DatasetRefused(f"The records have labels of {found} classes where {classes} were declared.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise refused_output(folder, error) from error
-    profile = Profile(name, declared_count(len(records.images)), budget, delta, seed)
+    profile = Profile(name, declared_count(len(records.images)), budget, delta, seed, classes)
     save_npz(folder / RECORDS, records)
     write_atomically(folder / PROFILE, canonical_json(profile.__dict__))
     if budget is not None:
@@ -178,7 +192,7 @@ class Hospital:
             raise RequestRefused(
                 f"The study trains on images of shape {shape}; this hospital's have another."
             )
-        if not _labels_fit(self._records.labels, settings):
+        if not self._is_its_task(settings):
             raise RequestRefused(
                 f"The study's task ({settings.task}, {len(settings.classes)} classes) is not this hospital's."
             )
@@ -186,6 +200,13 @@ class Hospital:
             raise RequestRefused(f"The reply is asked for in a codec that is none of {', '.join(CODECS)}.")
         if settings.noise_multiplier == 0.0 and (self.profile.seed is None or self.budget is not None):
             raise RequestRefused("The study asks for training without noise, which this hospital never does.")
+
+    def _is_its_task(self, settings: LocalSettings) -> bool:
+        """By the declared number of classes: to compare with the labels would tell whether a class occurs."""
+        is_multi_label = self._records.labels.ndim == 2
+        return is_multi_label == (settings.task == "multi-label") and self.profile.classes == len(
+            settings.classes
+        )
 
     def _charged_generator(
         self, request: TrainRequest, digest: str, key_name: str
@@ -270,13 +291,6 @@ class Hospital:
             pull,
             vectors.get(TEACHER),
         )
-
-
-def _labels_fit(labels: np.ndarray, settings: LocalSettings) -> bool:
-    """Whether the records can be trained on at all: found out in the middle, the charge would be lost."""
-    if settings.task == "multi-label":
-        return labels.ndim == 2 and labels.shape[1] == len(settings.classes)
-    return labels.ndim == 1 and int(labels.max()) < len(settings.classes)
 
 
 def _unpack(request: TrainRequest) -> dict[str, Vector]:

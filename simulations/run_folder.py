@@ -195,7 +195,8 @@ def _write(
     for index, records in enumerate(hospitals):
         name = study.hospitals[index].name
         folder = draft / HOSPITALS / str(index)
-        create_hospital(folder, name, records, options.epsilon, options.delta, options.seed)
+        classes = len(study.local.classes)
+        create_hospital(folder, name, records, options.epsilon, options.delta, options.seed, classes)
     if fixed:
         write_atomically(draft / "fixed.npz", archive_bytes(fixed))
     StudyFolder(draft).create(study, reference)

@@ -19,6 +19,7 @@ from fedward.common.config import LocalSettings
 from fedward.common.datasets import ImageDataset, Split, save_npz
 from fedward.common.errors import (
     BudgetRefused,
+    DatasetRefused,
     OutputRefused,
     PayloadRefused,
     Refusal,
@@ -256,12 +257,37 @@ def test_images_of_another_shape_are_refused(
 
 
 @pytest.mark.usefixtures("never_trains")
-def test_labels_that_are_not_the_studys_are_refused_before_the_charge(
-    opened: Opener, ask: Callable[..., TrainRequest], records: Split
+def test_another_number_of_classes_is_refused_before_the_charge(
+    tmp_path: Path, ask: Callable[..., TrainRequest], records: Split
 ) -> None:
-    """Found out in the middle of the training, they would have cost the round's budget."""
+    """Found out in the middle of the training, it would have cost the round's budget."""
     own = Split(records.images, np.arange(20) % 3)
-    _refused(opened(own=own), ask(), RequestRefused, "task")
+    create_hospital(tmp_path / "three", "h", own, 50.0, DELTA, None, classes=3)
+    _refused(Hospital(tmp_path / "three"), ask(), RequestRefused, "task")
+
+
+@pytest.mark.usefixtures("never_trains")
+def test_a_refusal_does_not_tell_whether_a_declared_class_occurs(
+    tmp_path: Path, ask: Callable[..., TrainRequest], records: Split
+) -> None:
+    """A coordinator that asks with fewer classes must not learn whether any record has a rare one."""
+    sentences = set()
+    for occurs in (True, False):
+        own = Split(records.images, np.arange(20) % (3 if occurs else 2))
+        create_hospital(tmp_path / str(occurs), "h", own, 50.0, DELTA, None, classes=3)
+        with pytest.raises(RequestRefused) as refused:
+            Hospital(tmp_path / str(occurs)).answer(ask())
+        sentences.add(str(refused.value))
+    assert len(sentences) == 1
+
+
+def test_labels_outside_the_declared_classes_are_refused_at_the_import(
+    tmp_path: Path, records: Split
+) -> None:
+    own = Split(records.images, np.arange(20) % 3)
+    with pytest.raises(DatasetRefused, match="3 classes where 2"):
+        create_hospital(tmp_path / "three", "h", own, 50.0, DELTA, None, classes=2)
+    assert not (tmp_path / "three").exists()
 
 
 @pytest.mark.usefixtures("never_trains")
@@ -271,7 +297,7 @@ def test_one_label_is_not_several_nor_several_one(
     several = ask(task="multi-label", classes=("a", "b", "c"))
     _refused(opened(), several, RequestRefused, "task")
     findings = make_phantoms("findings", size=16, counts=(20, 3, 3)).train
-    create_hospital(tmp_path / "several", "h", findings, 50.0, DELTA, None)
+    create_hospital(tmp_path / "several", "h", findings, 50.0, DELTA, None, classes=3)
     _refused(Hospital(tmp_path / "several"), ask(), RequestRefused, "task")
     two = ask(task="multi-label", classes=("a", "b"))
     _refused(Hospital(tmp_path / "several"), two, RequestRefused, "task")
