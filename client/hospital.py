@@ -23,7 +23,7 @@ from fedward.client.round_keys import RoundKeys
 from fedward.client.spending import Charge, steps_of
 from fedward.client.training import LocalRound, train
 from fedward.common.codec import CODECS, Vector, decode, encode
-from fedward.common.config import LocalSettings, declared_count
+from fedward.common.config import MAXIMUM_DECLARED, LocalSettings, declared_count
 from fedward.common.datasets import Split, fingerprint, read_split, save_npz
 from fedward.common.errors import BudgetRefused, DatasetRefused, RequestRefused
 from fedward.common.files import canonical_json, refused_output, write_atomically
@@ -74,13 +74,15 @@ def create_hospital(
         classes: how many the hospital's labels distinguish, whether or not each occurs.
 
     Raises:
-        DatasetRefused: a label is not one of the declared classes.
+        DatasetRefused: a label is not one of the declared classes, or more images than can be declared.
         OutputRefused: the folder cannot be written.
         BudgetRefused: the folder has a budget for these records already, on other terms.
     """
     found = records.labels.shape[1] if records.labels.ndim == 2 else int(records.labels.max()) + 1
     if found > classes or (records.labels.ndim == 2 and found != classes):
         raise DatasetRefused(f"The records have labels of {found} classes where {classes} were declared.")
+    if len(records.images) > MAXIMUM_DECLARED:
+        raise DatasetRefused(f"A data set has at most {MAXIMUM_DECLARED:,} images; import it in parts.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

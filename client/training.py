@@ -22,7 +22,7 @@ from fedward.common.models import build_student, flatten, unflatten
 from fedward.common.per_sample import PerSampleGradients
 from fedward.common.randomness import KeyedGenerator
 
-PHYSICAL_ROWS = 128  # rows (units * views) in memory at once, whatever the Poisson draw
+PHYSICAL_ROWS = 64  # rows (units * views) of every forward pass, whatever the Poisson draw
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,13 @@ def train(work: LocalRound, records: Split, generator: KeyedGenerator) -> tuple[
 
 
 class UnitGradients:
-    """Clipped per-unit gradients of Poisson-sampled units, in physical batches of bounded memory."""
+    """Clipped per-unit gradients of Poisson-sampled units, in physical batches of one public shape.
+
+    The last batch is filled up with blank images whose gradients are dropped. For batches of another size a
+    processor takes other kernels, which round otherwise, and a hostile model can blow that up until one
+    unit's coming flips another's clipped gradient. In one shape a unit's gradient is the same bits in any
+    company.
+    """
 
     def __init__(
         self, model: torch.nn.Sequential, work: LocalRound, records: Split, generator: KeyedGenerator
@@ -108,13 +114,17 @@ class UnitGradients:
             optimizer.zero_grad()
 
     def _compute(self, units: np.ndarray, draws: KeyedGenerator) -> list[Tensor]:
-        rows = np.repeat(units, self._settings.views)
-        images = augment(to_tensor(self._records.images[rows]), self._settings.augmentation, draws)
-        labels = torch.from_numpy(self._records.labels[rows])
-        teacher = None if self._teacher is None else self._teacher(images)
-        return self._engine.compute(
-            images, lambda logits: self._loss(logits, labels, teacher), self._settings.views
+        rows, views = np.repeat(units, self._settings.views), self._settings.views
+        if len(units) == 0:
+            return [torch.zeros(0, *parameter.shape) for parameter in self._model.parameters()]
+        size = max(1, PHYSICAL_ROWS // views) * views
+        images = augment(
+            _filled(to_tensor(self._records.images[rows]), size), self._settings.augmentation, draws
         )
+        labels = _filled(torch.from_numpy(self._records.labels[rows]), size)
+        teacher = None if self._teacher is None else self._teacher(images)
+        gradients = self._engine.compute(images, lambda logits: self._loss(logits, labels, teacher), views)
+        return [gradient[: len(units)] for gradient in gradients]
 
     def _loss(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
         settings, alpha = self._settings, self._settings.distillation_alpha
@@ -123,6 +133,11 @@ class UnitGradients:
             return loss
         soft = distillation(logits, teacher_logits, settings.distillation_temperature, settings.task)
         return (1.0 - alpha) * loss + alpha * soft
+
+
+def _filled(rows: Tensor, size: int) -> Tensor:
+    """`rows` with zeros behind them, (size, ...)."""
+    return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])])
 
 
 def _frozen_teacher(work: LocalRound) -> torch.nn.Sequential | None:

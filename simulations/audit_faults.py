@@ -4,6 +4,7 @@ Each is a mistake that a system in use has made, or that a well-meant change cou
 name where the real code looks it up, so that all else that runs is the real code.
 """
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,7 +20,6 @@ from fedward.client import training
 from fedward.client.dp_sgd import KeyedDPOptimizer
 from fedward.client.round_keys import RoundKeys
 from fedward.common.models import build_student
-from fedward.common.per_sample import PerSampleGradients
 from fedward.common.randomness import KeyedGenerator
 
 Plant = Callable[[], AbstractContextManager[object]]
@@ -98,17 +98,22 @@ class OverflowPasses(KeyedDPOptimizer):
         DPOptimizer.clip_and_accumulate(self)
 
 
-class _RowsAsUnits(PerSampleGradients):
+class _ViewsAsUnits(training.UnitGradients):
     """Treats each view of a unit as a unit of its own."""
 
-    def compute(self, images: Tensor, loss: Callable[[Tensor], Tensor], views: int = 1) -> list[Tensor]:
-        """One gradient a row."""
-        return super().compute(images, loss, 1)
+    def _compute(self, units: np.ndarray, draws: KeyedGenerator) -> list[Tensor]:
+        """One gradient a view."""
+        settings = self._settings
+        self._settings = dataclasses.replace(settings, views=1)
+        try:
+            return super()._compute(np.repeat(units, settings.views), draws)
+        finally:
+            self._settings = settings
 
 
 def clip_by_view() -> AbstractContextManager[object]:
     """Each view is clipped, and a unit has several."""
-    return mock.patch.object(training, "PerSampleGradients", _RowsAsUnits)
+    return mock.patch.object(training, "UnitGradients", _ViewsAsUnits)
 
 
 class _BatchStatistics(nn.Module):
