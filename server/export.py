@@ -17,7 +17,7 @@ from torch import nn
 from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
 from fedward.common.models import Residual, build_student, flatten, unflatten
-from fedward.common.quantization import QUANTIZERS, fake_quantize, is_quantized
+from fedward.common.quantization import QUANTIZERS, dequantize, is_quantized
 
 OPSET = 21
 INPUT, OUTPUT = "images", "logits"
@@ -154,10 +154,18 @@ def latents_of(onnx_bytes: bytes, settings: LocalSettings) -> Vector:
         if value.shape != tuple(parameter.shape):
             raise ValueError(f"{name} has shape {value.shape} in the release, {tuple(parameter.shape)} here")
         latent = torch.from_numpy(value.astype(np.float32))
-        if not torch.equal(fake_quantize(latent, precision), latent):
+        if not _is_of(latent, stored.get(name + CODES), precision):
             raise ValueError(f"{name} is not {precision} in the release")
         parts.append(latent)
     return flatten(parts).numpy()
+
+
+def _is_of(latent: torch.Tensor, codes: np.ndarray | None, precision: str) -> bool:
+    """Whether quantising gives the same weight by the same codes: int8 keeps a ternary weight's values."""
+    if codes is None:
+        return True
+    again = QUANTIZERS[precision](latent)
+    return np.array_equal(again.codes.numpy(), codes) and torch.equal(dequantize(again), latent)
 
 
 def _dequantized(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
