@@ -138,21 +138,32 @@ def one_row_loss(logits: Tensor, label: Tensor, teacher: Tensor | None, settings
 
 
 def by_batches_of_one(model: nn.Sequential, round_: LocalRound, split: Split) -> list[Tensor]:
-    """Each drawn unit's gradient as the mean over its views of plain autograd on one row at a time."""
+    """Each drawn unit's gradient as the mean over its views of plain autograd on one row at a time.
+
+    The row is filled up with blanks to the step's public shape: in another shape rounding could carry an
+    activation across ReLU's kink, which is no fault of the gradients.
+    """
     settings_, parameters = round_.settings, list(model.parameters())
     draws = key().derive("step", 0)
     drawn = draws.derive("poisson").poisson_sample(len(split.images), settings_.sample_rate)
     rows = np.repeat(drawn, settings_.views)
-    images = augment(to_tensor(split.images[rows]), settings_.augmentation, draws.derive("views"))
+    size = training.PHYSICAL_ROWS // settings_.views * settings_.views
+    assert len(rows) <= size
+    images = augment(
+        training._filled(to_tensor(split.images[rows]), size), settings_.augmentation, draws.derive("views")
+    )
     teacher = None
     if round_.teacher is not None:
         teacher = build_student(settings_.spec)
         nn.utils.vector_to_parameters(round_.teacher, teacher.parameters())
     gradients = []
     for row in range(len(rows)):
-        image, label = images[row : row + 1], torch.from_numpy(split.labels[rows])[row]
-        shown = None if teacher is None else teacher(image).detach()
-        loss = one_row_loss(model(image), label, shown, settings_)
+        image, label = (
+            training._filled(images[row : row + 1], size),
+            torch.from_numpy(split.labels[rows])[row],
+        )
+        shown = None if teacher is None else teacher(image)[:1].detach()
+        loss = one_row_loss(model(image)[:1], label, shown, settings_)
         gradients.append(torch.autograd.grad(loss, parameters))
     stacked = [
         torch.stack(parts).unflatten(0, (-1, settings_.views))  # type: ignore[no-untyped-call]
@@ -175,19 +186,13 @@ def test_the_real_steps_gradients_equal_batches_of_one(
         views=views,
         augmentation="affine" if views > 1 else "none",
     )
-    round_, split = work(settings_), records(16, channels, task)
+    round_, split = work(settings_), records(6, channels, task)
     model, recorder = real_gradients(round_, split)
     expected = by_batches_of_one(model, round_, split)
-    assert len(expected[0]) >= 5
-    assert [ours.shape for ours in recorder.gradients()] == [theirs.shape for theirs in expected]
-    ours, theirs = (
-        torch.cat([part.flatten(1) for part in parts], dim=1) for parts in (recorder.gradients(), expected)
-    )
-    errors = (ours - theirs).norm(dim=1) / theirs.norm(dim=1)
-    # A batch of one rounds otherwise than the step's public shape. Where that carries an activation across
-    # ReLU's kink the unit's gradient jumps; nothing but that may touch a unit, and it touches few.
-    assert float(errors.median()) <= 1e-5
-    assert float(errors.max()) <= 0.1
+    assert len(expected[0]) >= 2
+    for ours, theirs in zip(recorder.gradients(), expected, strict=True):
+        assert ours.shape == theirs.shape
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS)
