@@ -26,7 +26,7 @@ from fedward.common.codec import CODECS, Vector, decode, encode
 from fedward.common.config import MAXIMUM_DECLARED, LocalSettings, declared_count
 from fedward.common.datasets import Split, fingerprint, read_split, save_npz
 from fedward.common.errors import BudgetRefused, DatasetRefused, RequestRefused
-from fedward.common.files import canonical_json, refused_output, write_atomically
+from fedward.common.files import canonical_json, make_folder, write_atomically
 from fedward.common.locks import FileLock
 from fedward.common.mechanisms import Mechanism
 from fedward.common.messages import ANCHOR, FISHER, LATENTS, TEACHER, TrainReply, TrainRequest
@@ -83,10 +83,7 @@ def create_hospital(
         raise DatasetRefused(f"The records have labels of {found} classes where {classes} were declared.")
     if len(records.images) > MAXIMUM_DECLARED:
         raise DatasetRefused(f"A data set has at most {MAXIMUM_DECLARED:,} images; import it in parts.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise refused_output(folder, error) from error
+    make_folder(folder)
     profile = Profile(name, declared_count(len(records.images)), budget, delta, seed, classes)
     save_npz(folder / RECORDS, records)
     write_atomically(folder / PROFILE, canonical_json(profile.__dict__))

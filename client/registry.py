@@ -19,7 +19,7 @@ from fedward.client.budget import Budget, Cell, terms_body
 from fedward.client.identity import DataIdentity, pack, unpack
 from fedward.common.chain import Head
 from fedward.common.errors import BudgetRefused, DatasetRefused, LedgerRefused, UnknownName
-from fedward.common.files import refused_output, write_atomically
+from fedward.common.files import make_folder, refused_output, write_atomically
 from fedward.common.ledger import Ledger
 
 _REGISTRY, _KEY, _LEDGER = "registry.jsonl", "image.key", "ledger.jsonl"
@@ -211,10 +211,7 @@ class Registry:
 
 def _opened_log(folder: Path, wait_seconds: float) -> Ledger:
     path = folder / _REGISTRY
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise refused_output(folder, error) from error
+    make_folder(folder, 0o700)
     if not path.exists():
         try:
             return Ledger.create(path, "registry", wait_seconds)

@@ -10,9 +10,9 @@ from pathlib import Path
 from fedward.common.errors import RequestRefused
 from fedward.common.files import (
     canonical_json,
+    make_folder,
     parse_canonical,
     read_bounded,
-    refused_output,
     write_atomically,
 )
 from fedward.common.locks import FileLock
@@ -31,10 +31,7 @@ class ReplyStore:
         Raises:
             OutputRefused: it cannot be made.
         """
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise refused_output(folder, error) from error
+        make_folder(folder, 0o700)
         self.folder = folder
         self._lock = FileLock(folder / "replies.lock")
 

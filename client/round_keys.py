@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from fedward.common.errors import RequestRefused
-from fedward.common.files import refused_output, sync_folder, write_atomically
+from fedward.common.files import make_folder, refused_output, sync_folder, write_atomically
 from fedward.common.randomness import KEY_BYTES, KeyedGenerator
 
 _DESTROYED = bytes(KEY_BYTES)
@@ -25,10 +25,7 @@ class RoundKeys:
         Raises:
             OutputRefused: it cannot be made.
         """
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise refused_output(folder, error) from error
+        make_folder(folder, 0o700)
         self._folder = folder
 
     def open(self, name: str, is_charged: bool) -> KeyedGenerator:

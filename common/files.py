@@ -71,6 +71,18 @@ def refused_output(path: Path, error: OSError) -> OutputRefused:
     return OutputRefused(f"{path} cannot be written: {cause}; free it or name another place.")
 
 
+def make_folder(folder: Path, mode: int = 0o777) -> None:
+    """Make `folder`, and its parents, where they are missing; the umask narrows `mode`, which is its own.
+
+    Raises:
+        OutputRefused: it cannot be made.
+    """
+    try:
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as error:
+        raise refused_output(folder, error) from error
+
+
 def sync_folder(folder: Path) -> None:
     """Put a folder's entries (a new name, a rename) on the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -18,7 +18,7 @@ from typing import Any
 from fedward.common.config import Study
 from fedward.common.datasets import Split, read_split, save_npz
 from fedward.common.errors import CheckpointRefused, LedgerRefused, OutputRefused, SettingRefused
-from fedward.common.files import canonical_json, read_bounded, refused_output, write_atomically
+from fedward.common.files import canonical_json, make_folder, read_bounded, refused_output, write_atomically
 from fedward.common.locks import FileLock
 
 _LIMIT = 64 << 20
@@ -57,10 +57,7 @@ class StudyFolder:
         Raises:
             OutputRefused: the folder holds a study already, or cannot be written.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise refused_output(self.path, error) from error
+        make_folder(self.path)
         if (self.path / "study.json").exists():
             raise OutputRefused(
                 f"{self.path} holds a study already; go on with --resume or name another folder."

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from fedward.common import errors
 from fedward.common.errors import EngineFailed, Refusal
-from fedward.common.files import refused_output, write_atomically
+from fedward.common.files import make_folder, write_atomically
 from fedward.server.study_folder import StudyFolder
 from fedward.simulations.run_folder import FLOWER, PROGRESS
 from fedward.simulations.watching import read_events
@@ -63,7 +63,7 @@ def run_on_ray(folder: StudyFolder, hospitals: int) -> None:
     """
     work = folder.path.resolve() / FLOWER
     app = work / "app"
-    _make(app)
+    make_folder(app)
     # JSON's spelling of text is TOML's too; on the command line Flower would take a quote for the end.
     study_folder = json.dumps(str(folder.path.resolve()), ensure_ascii=False)
     write_atomically(app / "pyproject.toml", _APP.format(study_folder=study_folder).encode())
@@ -93,19 +93,12 @@ def _tool(name: str) -> list[str]:
     return [str(script)]
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise refused_output(folder, error) from error
-
-
 @contextlib.contextmanager
 def _superlink(work: Path) -> Iterator[dict[str, str]]:
     """A SuperLink on loopback for the length of the block; yields the environment of `flwr` commands."""
     port = _free_port()
     home = work / "home"
-    _make(home)
+    make_folder(home)
     write_atomically(home / "config.toml", _CONNECTION.format(port=port).encode())
     environment = {
         **os.environ,

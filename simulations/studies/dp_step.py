@@ -31,7 +31,7 @@ from fedward.common.losses import classification
 from fedward.common.models import StudentSpec, build_student, initialise
 from fedward.common.per_sample import PerSampleGradients
 from fedward.common.randomness import KeyedGenerator
-from fedward.simulations.studies.rows import Row, Target, conclude, measured
+from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
 
 BATCH = 128
 FAMILIES = ("cnn", "depthwise")
@@ -183,4 +183,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_study(main)

@@ -28,7 +28,7 @@ from fedward.simulations.options import Options
 from fedward.simulations.prepare import prepare
 from fedward.simulations.simulate import run
 from fedward.simulations.sources import find_dataset
-from fedward.simulations.studies.rows import Row, Target, conclude, measured
+from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
 
 EWC_LAMBDA = 1.0
 _CONTRAST = 0.7
@@ -109,4 +109,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_study(main)

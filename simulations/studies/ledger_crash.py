@@ -34,9 +34,10 @@ from fedward.client.registry import Registry
 from fedward.client.replies import ReplyStore
 from fedward.client.round_keys import RoundKeys
 from fedward.common.errors import OutputRefused, Refusal
-from fedward.common.files import canonical_json, refused_output, write_atomically
+from fedward.common.files import canonical_json, make_folder, write_atomically
 from fedward.common.ledger import verify
 from fedward.common.privacy import Mechanism
+from fedward.simulations.studies.rows import run_study
 
 STUDY, DATASET, DELTA = "ledger-crash", "phantom", 1e-5
 STEP = Mechanism(noise_multiplier=50.0, sample_rate=0.1, steps=3)
@@ -292,23 +293,15 @@ def _main(
 
 
 def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise refused_output(path, error) from error
+    make_folder(path)
     if any(path.iterdir()) and not (path / "site").is_dir():
         raise OutputRefused(f"{path} holds something else: name an empty folder, or one of this study.")
     return path
 
 
 def main() -> None:
-    """Run the command; a refusal is one line and exit code 1, as in `fedward` itself."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(_main)
-    try:
-        app()
-    except Refusal as refusal:
-        sys.exit(f"{refusal.name}: {refusal}")
+    """Run the command."""
+    run_study(_main)
 
 
 if __name__ == "__main__":

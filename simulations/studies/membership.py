@@ -16,7 +16,6 @@ guesses bound epsilon from below as in `fedward.simulations.audit_bounds`.
 import dataclasses
 import functools
 import json
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,8 +29,8 @@ import typer
 from fedward.client.training import LocalRound, train
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import ImageDataset, Split, fingerprint
-from fedward.common.errors import CheckpointRefused, Refusal, SettingRefused
-from fedward.common.files import canonical_json, read_bounded, refused_output, write_atomically
+from fedward.common.errors import CheckpointRefused, SettingRefused
+from fedward.common.files import canonical_json, make_folder, read_bounded, write_atomically
 from fedward.common.metrics import roc_auc, roc_curve
 from fedward.common.models import build_student, flatten, initialise
 from fedward.common.privacy import noise_multiplier
@@ -40,6 +39,7 @@ from fedward.server.reference import student_logits
 from fedward.simulations.audit_bounds import epsilon_lower_bound, right_guesses
 from fedward.simulations.options import Options, plan_study
 from fedward.simulations.sources import find_dataset
+from fedward.simulations.studies.rows import run_study
 
 DELTA = 1e-5
 CONFIDENCE = 0.95  # of all private students' bounds together
@@ -272,10 +272,7 @@ def _claim(folder: Path, plan: Row) -> None:
 
 
 def _folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise refused_output(path, error) from error
+    make_folder(path)
     return path
 
 
@@ -300,13 +297,8 @@ def _main(
 
 
 def main() -> None:
-    """Run the command; a refusal is one line and exit code 1, as in `fedward` itself."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(_main)
-    try:
-        app()
-    except Refusal as refusal:
-        sys.exit(f"{refusal.name}: {refusal}")
+    """Run the command."""
+    run_study(_main)
 
 
 if __name__ == "__main__":
