@@ -67,7 +67,7 @@ class Witness:
             for owner, name, around in (
                 (hospital_module, "train", self._around_train),
                 (KeyedGenerator, "normal", self._around_normal),
-                (PerSampleGradients, "compute", self._around_compute),
+                (PerSampleGradients, "in_parts", self._around_compute),
             ):
                 patches.enter_context(mock.patch.object(owner, name, around(getattr(owner, name))))
             yield self

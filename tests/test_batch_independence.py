@@ -23,8 +23,8 @@ def gradients_of(settings: LocalSettings, records: Split, units: list[int]) -> t
     load_latents(model, latents, settings.spec.precision)
     work = LocalRound(settings, 0.5, len(records.images), flatten(latents))
     source = UnitGradients(model, work, records, KeyedGenerator.from_seed(4))
-    parts = source._compute(np.array(units, np.int64), KeyedGenerator.from_seed(5))
-    return torch.cat([part.flatten(1) for part in parts], dim=1)
+    parts = list(source._parts(np.array(units, np.int64), KeyedGenerator.from_seed(5)))
+    return torch.cat([torch.cat([part.flatten(1) for part in some], dim=1) for some in parts])[: len(units)]
 
 
 @pytest.mark.parametrize("views", [1, 4])
