@@ -85,13 +85,14 @@ def create_hospital(
         raise DatasetRefused(f"A data set has at most {MAXIMUM_DECLARED:,} images; import it in parts.")
     make_folder(folder)
     profile = Profile(name, declared_count(len(records.images)), budget, delta, seed, classes)
-    save_npz(folder / RECORDS, records)
-    write_atomically(folder / PROFILE, canonical_json(profile.__dict__))
+    # The budget first: images that are not registered are not trained on, whenever a crash comes.
     if budget is not None:
         registry = Registry(folder / BUDGETS)
         registry.import_dataset(
             _DATASET, registry.identity.digests(records.images), total_epsilon=budget, delta=delta
         )
+    save_npz(folder / RECORDS, records)
+    write_atomically(folder / PROFILE, canonical_json(profile.__dict__))
     return profile
 
 
@@ -99,7 +100,12 @@ class Hospital:
     """Answers requests from a state folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the folder that `create_hospital` made."""
+        """Open the folder that `create_hospital` made.
+
+        Raises:
+            DatasetRefused: its records cannot be read, or are not those that its budget is registered for.
+            LedgerRefused: its budget does not verify.
+        """
         self.profile = Profile(**json.loads((folder / PROFILE).read_bytes()))
         self._records = read_split(folder / RECORDS)
         self._snapshot = fingerprint(self._records)
@@ -110,6 +116,16 @@ class Hospital:
             self._registry = Registry(folder / BUDGETS)
             self._anchors = Anchors(self._registry)
             self.budget = self._registry.budget(_DATASET)
+            self._refuse_unregistered()
+
+    def _refuse_unregistered(self) -> None:
+        """Whoever puts other images into the file must not train on them at another data set's expense."""
+        if len(self._records.images) > self.profile.num_examples:
+            raise DatasetRefused(
+                f"{RECORDS} holds more images than the {self.profile.num_examples} that were declared: put "
+                "the imported file back, or import these images first."
+            )
+        self._registry.require_registered(_DATASET, self._registry.identity.digests(self._records.images))
 
     @property
     def enrolment(self) -> dict[str, object]:
