@@ -150,11 +150,13 @@ class Budget:
             body = {"study": study, "mechanisms": [mechanism_json(m) for m in mechanisms_of(plan)]}
             self.ledger.append("reserved", body)
 
-    def release(self, study: str) -> None:
-        """Give up what is left of a study's reservation, for other studies to use."""
+    def release(self, study: str) -> tuple[Mechanism, ...]:
+        """Give up what is left of a study's reservation, for other studies to use, and say what that was."""
         with self._held():
+            freed = mechanisms_of(self.state.reserved.get(study, Steps()))
             if study in self.state.reserved:
                 self.ledger.append("released", {"study": study})
+        return freed
 
     def spent(self, delta: float | None = None) -> float:
         """Epsilon of the image on which most was spent, at `delta` or the budget's own, by PRV."""

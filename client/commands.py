@@ -10,15 +10,16 @@ from rich.console import Console
 from fedward.client import egress_report
 from fedward.client.anchors import Anchors
 from fedward.client.budget import Budget
-from fedward.client.budget_report import heading, plot, summary, tables
+from fedward.client.budget_report import heading, plot, released, released_said, summary, tables
 from fedward.client.egress import LOG
 from fedward.client.registry import Registry
 from fedward.common.bundle import read_bundle
 from fedward.common.chain import Head
-from fedward.common.errors import BundleRefused, LedgerRefused, SettingRefused
+from fedward.common.errors import BundleRefused, LedgerRefused, SettingRefused, UnknownName
 from fedward.common.files import config_folder
 from fedward.common.ledger import Ledger
 from fedward.common.mechanisms import Mechanism
+from fedward.common.printing import unmistakable
 from fedward.common.trust import load_trust
 
 BUDGET_FOLDER = "budget"  # of a hospital's state folder
@@ -55,6 +56,27 @@ def budget(
         typer.echo(json.dumps({"schema": 1, "datasets": found}, indent=2))
     else:
         _print(found)
+
+
+@app.command()
+def release(
+    study: Annotated[str, typer.Argument(help="The study's name, as `fedward hospital budget` shows it.")],
+    state: State = None,
+    dataset: Annotated[str | None, typer.Option(help="In this data set's budget only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give up what is reserved for STUDY, which will not finish: its later rounds are refused for good."""
+    chosen = _budgets(_folder(state), dataset)
+    name = _reserved_name(chosen, study)
+    found = [released(one, name) for one in chosen if name in one.state.reserved]
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, "study": name, "datasets": found}))
+    else:
+        for one in found:
+            typer.echo(released_said(one))
+        typer.echo(
+            f"Later rounds of study {unmistakable(name)} are refused; what it was charged stays spent."
+        )
 
 
 @app.command()
@@ -136,6 +158,16 @@ def _own_anchor(anchors: Anchors, release: Path, trust: Path | None) -> str:
             "hospital took part in with privacy, and the hospital's own state folder with --state."
         )
     return own[0]
+
+
+def _reserved_name(budgets: list[Budget], shown: str) -> str:
+    """The name of the study that `shown` stands for, as it is printed or else as it is."""
+    names = sorted({name for budget in budgets for name in budget.state.reserved})
+    found = {**{name: name for name in names}, **{unmistakable(name): name for name in names}}
+    if shown in found:
+        return found[shown]
+    listed = ", ".join(map(unmistakable, names)) or "none"
+    raise UnknownName(f"Nothing is reserved for a study {shown!r}; studies with a reservation: {listed}.")
 
 
 def _head_json(head: Head) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from fedward.client.ewc import ElasticPull
 from fedward.client.registry import Registry
 from fedward.client.replies import ReplyStore
 from fedward.client.round_keys import RoundKeys
-from fedward.client.spending import Charge, steps_of
+from fedward.client.spending import Charge, Spending, steps_of
 from fedward.client.training import LocalRound, train
 from fedward.common.codec import CODECS, Vector, decode, encode
 from fedward.common.config import MAXIMUM_DECLARED, LocalSettings, declared_count
@@ -277,9 +277,9 @@ class Hospital:
             if budget.find(request.study, request.server_round) is not None:
                 return  # charged before a crash; to run it again spends nothing
             frozen = budget.state.plans.get(request.study)
-            if frozen is None and any(study == request.study for study, _, _ in budget.state.charges):
+            if frozen is None and _is_over(budget.state, request.study):
                 raise RequestRefused(
-                    f"Study {request.study!r} has had its last round here, and its plan was given up: "
+                    f"Study {request.study!r} has had its last round here, or its plan was given up: "
                     "nothing more is charged to it. Go on under a new study's name."
                 )
             if frozen is not None and frozen != steps_of([plan]):
@@ -306,6 +306,11 @@ class Hospital:
             pull,
             vectors.get(TEACHER),
         )
+
+
+def _is_over(spending: Spending, study: str) -> bool:
+    """Given up before or after its first charge; an older version charged without a plan."""
+    return study in spending.released or any(charged == study for charged, _, _ in spending.charges)
 
 
 def _unpack(request: TrainRequest) -> dict[str, Vector]:
