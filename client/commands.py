@@ -11,7 +11,8 @@ from fedward.client import egress_report
 from fedward.client.anchors import Anchors
 from fedward.client.budget import Budget
 from fedward.client.budget_report import heading, plot, released, released_said, summary, tables
-from fedward.client.egress import LOG
+from fedward.client.egress_log import LOG, LOG_HEAD
+from fedward.client.egress_sums import summary as left_summary
 from fedward.client.registry import Registry
 from fedward.common.bundle import read_bundle
 from fedward.common.chain import Head
@@ -88,9 +89,9 @@ def egress(
 ) -> None:
     """List what left this hospital: each message and field, when, why, its class, digest and charge."""
     folder = _folder(state)
-    log = _log_of(folder)
     budgets = list(_registry(folder).budgets()) if (folder / BUDGET_FOLDER).is_dir() else []
-    found = egress_report.summary(log, budgets, last if as_json else last or _SHOWN)
+    log = _log_of(folder, budgets)
+    found = left_summary(log, budgets, last if as_json else last or _SHOWN)
     if explain:
         found["explanation"] = egress_report.explanation(found)
     if as_json:
@@ -174,13 +175,18 @@ def _head_json(head: Head) -> dict[str, Any]:
     return {"entry": head.seq, "hash": head.hash}
 
 
-def _log_of(state: Path) -> Ledger:
-    if not (state / LOG).exists():
+def _log_of(state: Path, budgets: list[Budget]) -> Ledger:
+    if (state / LOG).exists():
+        return Ledger.open(state / LOG)
+    if any(LOG_HEAD in charge.extra for budget in budgets for charge in budget.state.charges.values()):
         raise LedgerRefused(
-            f"{state} holds no record of what left: nothing was sent from it, or it is no state folder; name "
-            "a hospital's with --state."
+            f"{state / LOG} is gone: the privacy budget's ledger notes that it had entries. Put back its "
+            "newest copy."
         )
-    return Ledger.open(state / LOG)
+    raise LedgerRefused(
+        f"{state} holds no record of what left: nothing was sent from it, or it is no state folder; name "
+        "a hospital's with --state."
+    )
 
 
 def _folder(state: Path | None) -> Path:

@@ -16,6 +16,7 @@ import torch
 from fedward.client.anchors import Anchors
 from fedward.client.budget import Budget
 from fedward.client.egress import SEEDED, WAIVED
+from fedward.client.egress_log import LOG_HEAD, LogEnd
 from fedward.client.ewc import ElasticPull
 from fedward.client.registry import Registry
 from fedward.client.replies import ReplyStore
@@ -106,6 +107,7 @@ class Hospital:
             DatasetRefused: its records cannot be read, or are not those that its budget is registered for.
             LedgerRefused: its budget does not verify.
         """
+        self._log_end = LogEnd(folder)
         self.profile = Profile(**json.loads((folder / PROFILE).read_bytes()))
         self._records = read_split(folder / RECORDS)
         self._snapshot = fingerprint(self._records)
@@ -139,8 +141,8 @@ class Hospital:
             return ""
         return WAIVED if self.profile.budget is None else SEEDED
 
-    def charge_of(self, reply: TrainReply) -> Charge | None:
-        """What the ledger says that a reply cost; None where it holds no such charge."""
+    def charge_of(self, reply: TrainReply | TrainRequest) -> Charge | None:
+        """What the ledger says that a round cost; None where it holds no such charge."""
         return None if self.budget is None else self.budget.find(reply.study, reply.server_round)
 
     def answer(self, request: TrainRequest) -> TrainReply:
@@ -261,8 +263,15 @@ class Hospital:
             raise BudgetRefused(f"The study's delta is {settings.target_delta:g}, the budget's another.")
         self._plan(request, self.budget)
         step = Mechanism(settings.noise_multiplier, settings.sample_rate, settings.local_steps)
-        extra = {"key": generator.key_digest, "snapshot": self._snapshot}
+        extra = {"key": generator.key_digest, "snapshot": self._snapshot, **self._log_head(request)}
         return self.budget.charge(request.study, request.server_round, digest, step, extra=extra)
+
+    def _log_head(self, request: TrainRequest) -> dict[str, object]:
+        """Where the log of what left ended at the round's charge: after a crash, where it ended then."""
+        known = self.charge_of(request)
+        if known is not None:
+            return {LOG_HEAD: known.extra[LOG_HEAD]} if LOG_HEAD in known.extra else {}
+        return self._log_end.noted()
 
     def _plan(self, request: TrainRequest, budget: Budget) -> None:
         """Reserve the whole study with its first round, once.

@@ -27,7 +27,6 @@ from fedward.client.egress import (
     CONSENTED,
     DP,
     FIELDS,
-    LOG,
     PUBLIC,
     SEEDED,
     SILENT,
@@ -37,6 +36,7 @@ from fedward.client.egress import (
     Gate,
     open_gate,
 )
+from fedward.client.egress_log import LOG
 from fedward.client.hospital import Hospital, create_hospital, open_hospital
 from fedward.client.replies import ReplyStore
 from fedward.client.spending import Charge
