@@ -209,6 +209,15 @@ class Budget:
                 self.ledger.append("suspended", {"seq": anchor.seq, "hash": anchor.hash})
             self.ledger.require(anchor)
 
+    def require_whole(self) -> None:
+        """Refuse all work while an anchored head is missing.
+
+        Raises:
+            LedgerRefused: one is, of this ledger or of one that shares an image.
+        """
+        with self._held() as cells:
+            self._refuse_if_suspended(cells)
+
     def recover(self, anchor: Head, mechanisms: Iterable[Mechanism]) -> None:
         """Enter again what was spent up to `anchor`, a head that an older copy of the ledger lacks.
 

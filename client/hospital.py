@@ -26,7 +26,7 @@ from fedward.client.training import LocalRound, train
 from fedward.common.codec import CODECS, Vector, decode, encode
 from fedward.common.config import MAXIMUM_DECLARED, LocalSettings, declared_count
 from fedward.common.datasets import Split, fingerprint, read_split, save_npz
-from fedward.common.errors import BudgetRefused, DatasetRefused, RequestRefused
+from fedward.common.errors import BudgetRefused, DatasetRefused, LedgerRefused, RequestRefused
 from fedward.common.files import canonical_json, make_folder, write_atomically
 from fedward.common.locks import FileLock
 from fedward.common.mechanisms import Mechanism
@@ -105,7 +105,7 @@ class Hospital:
 
         Raises:
             DatasetRefused: its records cannot be read, or are not those that its budget is registered for.
-            LedgerRefused: its budget does not verify.
+            LedgerRefused: its budget does not verify, or is there although the profile knows of none.
         """
         self._log_end = LogEnd(folder)
         self.profile = Profile(**json.loads((folder / PROFILE).read_bytes()))
@@ -119,6 +119,11 @@ class Hospital:
             self._anchors = Anchors(self._registry)
             self.budget = self._registry.budget(_DATASET)
             self._refuse_unregistered()
+        elif (folder / BUDGETS).exists():
+            raise LedgerRefused(
+                f"{folder} holds a privacy budget that its {PROFILE} knows nothing of: put back the newest "
+                "copy of that, or simulate without privacy in a folder of its own."
+            )
 
     def _refuse_unregistered(self) -> None:
         """Whoever puts other images into the file must not train on them at another data set's expense."""
@@ -156,8 +161,9 @@ class Hospital:
         key_name = hashlib.sha256(f"{request.study}\n{request.server_round}\n{digest}".encode()).hexdigest()
         self._require_anchor(request)
         self._refuse_other_content(request, digest)
-        # A second daemon waits for the first one's reply, and sends the same.
-        with FileLock(self._replies.folder / f"{key_name}.lock", _LONGEST_ROUND_SECONDS):
+        # A second daemon waits for the first one's reply, and sends the same. There are 256 locks, not one
+        # for each request: a coordinator could fill the disk with those of requests that are refused.
+        with FileLock(self._replies.folder / f"{key_name[:2]}.lock", _LONGEST_ROUND_SECONDS):
             stored = self._replies.get(request.study, request.server_round, digest)
             if stored is None:
                 self._check(request)
@@ -183,6 +189,8 @@ class Hospital:
     def _compute(self, request: TrainRequest, digest: str, key_name: str) -> bytes:
         """The stored reply, which is the first that was stored, whoever computed it."""
         work = self._work(request)
+        if self.budget is not None:
+            self.budget.require_whole()  # before a key is kept, which nothing would be drawn from
         generator, anchor = self._charged_generator(request, digest, key_name)
         change, accountant = train(work, self._records, generator)
         _recount(accountant.history, request.settings)
