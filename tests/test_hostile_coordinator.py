@@ -192,3 +192,82 @@ def test_a_profile_that_lost_its_budget_trains_on_nothing(send: Send, ask: Ask, 
         "LedgerRefused",
         "The hospital cannot answer; see its own log.",
     )
+
+
+# A ledger that somebody laid hands on
+
+
+def _flipped(ledger: Path) -> None:
+    ledger.write_bytes(ledger.read_bytes().replace(b'"steps":1', b'"steps":0'))
+
+
+def _without(line: int) -> Callable[[Path], None]:
+    def damage(ledger: Path) -> None:
+        lines = ledger.read_bytes().splitlines(keepends=True)
+        ledger.write_bytes(b"".join(lines[:line] + lines[line + 1 :]))
+
+    return damage
+
+
+def _cut(ledger: Path) -> None:
+    ledger.write_bytes(ledger.read_bytes()[:-100])
+
+
+def _without_its_tail(ledger: Path) -> None:
+    ledger.write_bytes(b"".join(ledger.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+def _with_another_head(ledger: Path) -> None:
+    ledger.with_name("ledger.jsonl.head").write_bytes(f"{4:020d} {'ab' * 32}\n".encode())
+
+
+LEDGERS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a byte flipped": (_flipped, r"line 5: it was altered"),
+    "a line missing": (_without(3), r"line 4: .* lines are missing, or from another ledger"),
+    "its tail cut within a line": (_cut, r"lacks line \d+, which was acknowledged: its tail was cut"),
+    "its last line cut": (_without_its_tail, r"lacks line \d+, which was acknowledged: its tail was cut"),
+    "another hospital's head": (_with_another_head, r"lacks line 5, .* or it is another ledger"),
+}
+
+
+@pytest.mark.parametrize("case", LEDGERS)
+def test_a_ledger_that_does_not_verify_stops_all_work_and_says_why_at_home_only(
+    send: Send,
+    ask: Ask,
+    site: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    case: str,
+) -> None:
+    assert send(ask(1)).has_content()
+    damage, sentence = LEDGERS[case]
+    (ledger,) = site.glob("budget/*/ledger.jsonl")
+    damage(ledger)
+    open_hospital.cache_clear()
+    monkeypatch.setattr(hospital_module, "train", lambda *args: pytest.fail("a gradient was computed"))
+    for number in (1, 2):
+        assert refusal_text(send(ask(number))) == (
+            "LedgerRefused",
+            "The hospital cannot answer; see its own log.",
+        )
+    assert re.search(sentence, caplog.text), caplog.text
+
+
+@pytest.mark.usefixtures("never_trains")
+def test_a_disk_that_fills_in_the_middle_of_a_charge_spends_nothing_and_trains_nothing(
+    send: Send, ask: Ask, site: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        is_ledger = os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(site / "budget"))
+        return write(descriptor, data[:40] if is_ledger and b'"charge"' in data else data)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "write", full)
+        assert refusal_text(send(ask()))[0] == "LedgerRefused"
+    assert "nothing was entered, so nothing may start: make room and ask again" in caplog.text
+    budget = Hospital(site).budget
+    assert budget is not None
+    assert budget.spent() == 0.0
+    assert budget.find("study", 1) is None
