@@ -24,7 +24,14 @@ from fedward.common.chain import Head
 from fedward.common.codec import encode
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import ImageDataset, Split
-from fedward.common.errors import BudgetRefused, LedgerRefused, OutputRefused, Refusal, RequestRefused
+from fedward.common.errors import (
+    BudgetRefused,
+    EgressRefused,
+    LedgerRefused,
+    OutputRefused,
+    Refusal,
+    RequestRefused,
+)
 from fedward.common.files import write_atomically
 from fedward.common.ledger import Ledger
 from fedward.common.messages import LATENTS, TrainReply, TrainRequest, message_bytes
@@ -101,6 +108,18 @@ def test_a_stored_reply_that_is_fetched_again_and_again_is_counted(gate: Gate) -
     assert found["totals"]["by_message"]["train"] == {"messages": 100, "bytes": sum(sent)}
     assert (found["costs"][0]["replies"], found["costs"][0]["charges"]) == (100, 1)
     assert sum(message["times"] * message["bytes"] for message in found["messages"]) == sum(sent)
+
+
+def test_what_is_held_back_again_and_again_is_counted_and_told(
+    fedward: Fedward, gate: Gate, tmp_path: Path
+) -> None:
+    content, _ = _reply(1)
+    for _ in range(20):
+        with pytest.raises(EgressRefused):
+            gate.release("train", content, _asked(), None)
+    assert _kinds(gate).count("held") == COPIES_WRITTEN
+    gate.refuse(RequestRefused("No."), _asked())
+    assert "20 messages would have carried something" in _shown(fedward, tmp_path, "--explain")
 
 
 def test_each_charged_reply_has_a_line_however_many_refusals_there_were(
