@@ -1,81 +1,28 @@
-"""What left a hospital: as JSON, as tables, and in plain words for a data protection officer."""
+"""What left a hospital: as tables, and in plain words for a data protection officer."""
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from fedward.client.budget import Budget
-from fedward.client.egress import ENROL, FIELDS, REFUSAL, SEEDED, TRAIN, WAIVED
-from fedward.client.spending import mechanism_from, mechanisms_of, steps_of
-from fedward.common.chain import Entry, Head
-from fedward.common.ledger import Ledger
+from fedward.client.egress import ENROL, REFUSAL, TRAIN
+from fedward.client.egress_sums import Row
 from fedward.common.printing import printable
-from fedward.common.privacy import epsilon
 
-Row = dict[str, Any]
 _WHAT = {ENROL: "enrolment", TRAIN: "reply to a round", REFUSAL: "refusal"}
-_NOT_LISTED = "not in this version's list"
 _SEEDED = (
     "BUT the noise was drawn from a seed, because this is a simulation or a test: whoever knows the seed can "
     "take the noise off again, so it protects nobody, and the figures below hold for the method only."
 )
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What the replies to one study cost, by the charges that stand beside them in the log.
-
-    Attributes:
-        study: its name.
-        replies: that left, with those that were sent again.
-        charges: paid for them; a reply that is sent again is the same bytes and costs nothing.
-        epsilon: of these charges together; None where no budget's ledger holds them.
-        delta: at which it is stated.
-        total: the data set's limit, over all studies.
-    """
-
-    study: str
-    replies: int
-    charges: int
-    epsilon: float | None
-    delta: float | None
-    total: float | None
-
-
-def summary(log: Ledger, budgets: Sequence[Budget], last: int | None = None) -> Row:
-    """All that left, as a JSON object: totals and costs over everything, and the `last` messages in full."""
-    left = [_message(entry) for entry in log.entries if entry.kind == "left"]
-    held = [{"time": entry.time, **entry.body} for entry in log.entries if entry.kind == "held"]
-    return {
-        "schema": 1,
-        "log": {"entries": len(log.entries), "head": log.head.hash},
-        "totals": _totals(left),
-        "costs": [vars(cost) for cost in costs(left, budgets)],
-        "held": held,
-        "messages": left if last is None else left[max(0, len(left) - last) :],
-    }
-
-
-def costs(left: Iterable[Row], budgets: Sequence[Budget]) -> list[Cost]:
-    """One entry a study, in the order of their first reply."""
-    by_study: dict[str, list[Row]] = {}
-    for message in left:
-        if message["charge"]:
-            by_study.setdefault(message["charge"]["study"], []).append(message["charge"])
-    return [_cost(study, charges, budgets) for study, charges in by_study.items()]
-
-
 def tables(found: Row) -> list[str | Table]:
     """The messages in full, each a line and a table of its fields, then the totals."""
-    shown: list[str | Table] = []
+    shown: list[str | Table] = _missing(found)
     for message in found["messages"]:
         shown += [_line(message), _fields(message)]
-    left_out = found["totals"]["messages"] - len(found["messages"])
+    left_out = found["totals"]["messages"] - sum(message["times"] for message in found["messages"])
     if left_out:
         shown.append(f"Not shown: {_count(left_out, 'earlier message')}; --last N shows more.")
     return [*shown, _by_kind(found), _by_class(found)]
@@ -83,10 +30,11 @@ def tables(found: Row) -> list[str | Table]:
 
 def explanation(found: Row) -> list[str]:
     """What left and what did not, in plain words: one paragraph an item, without jargon."""
-    totals = found["totals"]
+    totals, gap = found["totals"], [str(line) for line in _missing(found)]
     if not totals["messages"]:
-        return ["Nothing has left this hospital through this program."]
+        return gap or ["Nothing has left this hospital through this program."]
     return [
+        *gap,
         f"From {_day(totals['first'])} to {_day(totals['last'])} this hospital sent "
         f"{_count(totals['messages'], 'message')} to the study's coordinator, {totals['bytes']:,} bytes in "
         "all. Each was written to a log before it left, and the log shows if anybody changes it afterwards.",
@@ -102,51 +50,16 @@ def explanation(found: Row) -> list[str]:
     ]
 
 
-def _message(entry: Entry) -> Row:
-    body = entry.body
-    fields = [{**field, "why": _why(body["message"], field)} for field in body["fields"]]
-    return {"time": entry.time, "entry": entry.seq, **body, "fields": fields}
-
-
-def _why(kind: str, field: Row) -> str:
-    return str(field.get("why") or FIELDS.get((kind, field["name"]), ("", _NOT_LISTED))[1])
-
-
-def _totals(left: Sequence[Row]) -> Row:
-    kinds: Counter[str] = Counter()
-    kind_bytes: Counter[str] = Counter()
-    classes: Counter[str] = Counter()
-    class_bytes: Counter[str] = Counter()
-    for message in left:
-        kinds[message["message"]] += 1
-        kind_bytes[message["message"]] += message["bytes"]
-        for field in message["fields"]:
-            classes[field["class"]] += 1
-            class_bytes[field["class"]] += field["bytes"]
-    return {
-        "messages": len(left),
-        "bytes": sum(kind_bytes.values()),
-        "first": left[0]["time"] if left else None,
-        "last": left[-1]["time"] if left else None,
-        "by_message": {kind: {"messages": kinds[kind], "bytes": kind_bytes[kind]} for kind in kinds},
-        "by_class": {name: {"fields": classes[name], "bytes": class_bytes[name]} for name in classes},
-        "refusals": dict(Counter(m["about"]["refusal"] for m in left if m["message"] == REFUSAL)),
-        "without_noise": sum(any(f["why"] == WAIVED for f in m["fields"]) for m in left),
-        "seeded": sum(any(f["why"] == SEEDED for f in m["fields"]) for m in left),
-    }
-
-
-def _cost(study: str, charges: list[Row], budgets: Sequence[Budget]) -> Cost:
-    distinct = {charge["hash"]: charge for charge in charges}
-    heads = [Head(charge["entry"], charge["hash"]) for charge in distinct.values()]
-    budget = next((one for one in budgets if all(map(one.ledger.contains, heads))), None)
-    if budget is None:
-        return Cost(study, len(charges), len(distinct), None, None, None)
-    spent = steps_of(mechanism_from(charge["mechanism"]) for charge in distinct.values())
-    terms = budget.terms
-    figure = epsilon(mechanisms_of(spent), terms.delta)
-    figure_or_none = figure if math.isfinite(figure) else None
-    return Cost(study, len(charges), len(distinct), figure_or_none, terms.delta, terms.total_epsilon)
+def _missing(found: Row) -> list[Any]:
+    row = found["missing"]
+    if not row:
+        return []
+    return [
+        f"[bold]ENTRIES ARE MISSING from this log:[/bold] it had at least {row['entry'] + 1:,} on "
+        f"{_day(row['time'])}, as the privacy budget's ledger notes at round {row['round']} of "
+        f'"{_text(row["study"])}", and the last of those is not here. It was deleted, cut or '
+        "exchanged since: put back its newest copy. What is listed is not all that left."
+    ]
 
 
 def _line(message: Row) -> str:
@@ -155,7 +68,9 @@ def _line(message: Row) -> str:
     study = f" {about['round']} of {_text(about['study'])}" if "study" in about and "round" in about else ""
     refusal = f" {_text(about['refusal'])}" if "refusal" in about else ""
     paid = ", nothing charged" if charge is None else f", {_charged(charge)}"
-    return f"{_text(message['time'])}  [bold]{what}{study}{refusal}[/bold]: {message['bytes']:,} bytes{paid}"
+    again = f", {_count(message['times'], 'time')} in all" if message["times"] > 1 else ""
+    said = f"{message['bytes']:,} bytes{paid}{again}"
+    return f"{_text(message['time'])}  [bold]{what}{study}{refusal}[/bold]: {said}"
 
 
 def _charged(charge: Row) -> str:
@@ -257,8 +172,9 @@ def _held(found: Row) -> list[str]:
     if not found["held"]:
         return []
     last = found["held"][-1]
+    count = found["held_unwritten"] + sum(row["times"] for row in found["held"])
     return [
-        f"Held back: {_count(len(found['held']), 'message')} would have carried something that has no place "
+        f"Held back: {_count(count, 'message')} would have carried something that has no place "
         f"in this list, so nothing of it was sent. The last one, on {_day(last['time'])}: "
         f"{_text(last['why'])} This is a fault of the program: tell its makers."
     ]

@@ -16,16 +16,17 @@ import torch
 from fedward.client.anchors import Anchors
 from fedward.client.budget import Budget
 from fedward.client.egress import SEEDED, WAIVED
+from fedward.client.egress_log import LOG_HEAD, LogEnd
 from fedward.client.ewc import ElasticPull
 from fedward.client.registry import Registry
 from fedward.client.replies import ReplyStore
 from fedward.client.round_keys import RoundKeys
-from fedward.client.spending import Charge, steps_of
+from fedward.client.spending import Charge, Spending, steps_of
 from fedward.client.training import LocalRound, train
 from fedward.common.codec import CODECS, Vector, decode, encode
 from fedward.common.config import MAXIMUM_DECLARED, LocalSettings, declared_count
 from fedward.common.datasets import Split, fingerprint, read_split, save_npz
-from fedward.common.errors import BudgetRefused, DatasetRefused, RequestRefused
+from fedward.common.errors import BudgetRefused, DatasetRefused, LedgerRefused, RequestRefused
 from fedward.common.files import canonical_json, make_folder, write_atomically
 from fedward.common.locks import FileLock
 from fedward.common.mechanisms import Mechanism
@@ -85,13 +86,14 @@ def create_hospital(
         raise DatasetRefused(f"A data set has at most {MAXIMUM_DECLARED:,} images; import it in parts.")
     make_folder(folder)
     profile = Profile(name, declared_count(len(records.images)), budget, delta, seed, classes)
-    save_npz(folder / RECORDS, records)
-    write_atomically(folder / PROFILE, canonical_json(profile.__dict__))
+    # The budget first: images that are not registered are not trained on, whenever a crash comes.
     if budget is not None:
         registry = Registry(folder / BUDGETS)
         registry.import_dataset(
             _DATASET, registry.identity.digests(records.images), total_epsilon=budget, delta=delta
         )
+    save_npz(folder / RECORDS, records)
+    write_atomically(folder / PROFILE, canonical_json(profile.__dict__))
     return profile
 
 
@@ -99,7 +101,13 @@ class Hospital:
     """Answers requests from a state folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the folder that `create_hospital` made."""
+        """Open the folder that `create_hospital` made.
+
+        Raises:
+            DatasetRefused: its records cannot be read, or are not those that its budget is registered for.
+            LedgerRefused: its budget does not verify, or is there although the profile knows of none.
+        """
+        self._log_end = LogEnd(folder)
         self.profile = Profile(**json.loads((folder / PROFILE).read_bytes()))
         self._records = read_split(folder / RECORDS)
         self._snapshot = fingerprint(self._records)
@@ -110,6 +118,21 @@ class Hospital:
             self._registry = Registry(folder / BUDGETS)
             self._anchors = Anchors(self._registry)
             self.budget = self._registry.budget(_DATASET)
+            self._refuse_unregistered()
+        elif (folder / BUDGETS).exists():
+            raise LedgerRefused(
+                f"{folder} holds a privacy budget that its {PROFILE} knows nothing of: put back the newest "
+                "copy of that, or simulate without privacy in a folder of its own."
+            )
+
+    def _refuse_unregistered(self) -> None:
+        """Whoever puts other images into the file must not train on them at another data set's expense."""
+        if len(self._records.images) > self.profile.num_examples:
+            raise DatasetRefused(
+                f"{RECORDS} holds more images than the {self.profile.num_examples} that were declared: put "
+                "the imported file back, or import these images first."
+            )
+        self._registry.require_registered(_DATASET, self._registry.identity.digests(self._records.images))
 
     @property
     def enrolment(self) -> dict[str, object]:
@@ -123,8 +146,8 @@ class Hospital:
             return ""
         return WAIVED if self.profile.budget is None else SEEDED
 
-    def charge_of(self, reply: TrainReply) -> Charge | None:
-        """What the ledger says that a reply cost; None where it holds no such charge."""
+    def charge_of(self, reply: TrainReply | TrainRequest) -> Charge | None:
+        """What the ledger says that a round cost; None where it holds no such charge."""
         return None if self.budget is None else self.budget.find(reply.study, reply.server_round)
 
     def answer(self, request: TrainRequest) -> TrainReply:
@@ -138,8 +161,9 @@ class Hospital:
         key_name = hashlib.sha256(f"{request.study}\n{request.server_round}\n{digest}".encode()).hexdigest()
         self._require_anchor(request)
         self._refuse_other_content(request, digest)
-        # A second daemon waits for the first one's reply, and sends the same.
-        with FileLock(self._replies.folder / f"{key_name}.lock", _LONGEST_ROUND_SECONDS):
+        # A second daemon waits for the first one's reply, and sends the same. There are 256 locks, not one
+        # for each request: a coordinator could fill the disk with those of requests that are refused.
+        with FileLock(self._replies.folder / f"{key_name[:2]}.lock", _LONGEST_ROUND_SECONDS):
             stored = self._replies.get(request.study, request.server_round, digest)
             if stored is None:
                 self._check(request)
@@ -165,6 +189,8 @@ class Hospital:
     def _compute(self, request: TrainRequest, digest: str, key_name: str) -> bytes:
         """The stored reply, which is the first that was stored, whoever computed it."""
         work = self._work(request)
+        if self.budget is not None:
+            self.budget.require_whole()  # before a key is kept, which nothing would be drawn from
         generator, anchor = self._charged_generator(request, digest, key_name)
         change, accountant = train(work, self._records, generator)
         _recount(accountant.history, request.settings)
@@ -245,8 +271,15 @@ class Hospital:
             raise BudgetRefused(f"The study's delta is {settings.target_delta:g}, the budget's another.")
         self._plan(request, self.budget)
         step = Mechanism(settings.noise_multiplier, settings.sample_rate, settings.local_steps)
-        extra = {"key": generator.key_digest, "snapshot": self._snapshot}
+        extra = {"key": generator.key_digest, "snapshot": self._snapshot, **self._log_head(request)}
         return self.budget.charge(request.study, request.server_round, digest, step, extra=extra)
+
+    def _log_head(self, request: TrainRequest) -> dict[str, object]:
+        """Where the log of what left ended at the round's charge: after a crash, where it ended then."""
+        known = self.charge_of(request)
+        if known is not None:
+            return {LOG_HEAD: known.extra[LOG_HEAD]} if LOG_HEAD in known.extra else {}
+        return self._log_end.noted()
 
     def _plan(self, request: TrainRequest, budget: Budget) -> None:
         """Reserve the whole study with its first round, once.
@@ -261,9 +294,9 @@ class Hospital:
             if budget.find(request.study, request.server_round) is not None:
                 return  # charged before a crash; to run it again spends nothing
             frozen = budget.state.plans.get(request.study)
-            if frozen is None and any(study == request.study for study, _, _ in budget.state.charges):
+            if frozen is None and _is_over(budget.state, request.study):
                 raise RequestRefused(
-                    f"Study {request.study!r} has had its last round here, and its plan was given up: "
+                    f"Study {request.study!r} has had its last round here, or its plan was given up: "
                     "nothing more is charged to it. Go on under a new study's name."
                 )
             if frozen is not None and frozen != steps_of([plan]):
@@ -290,6 +323,11 @@ class Hospital:
             pull,
             vectors.get(TEACHER),
         )
+
+
+def _is_over(spending: Spending, study: str) -> bool:
+    """Given up before or after its first charge; an older version charged without a plan."""
+    return study in spending.released or any(charged == study for charged, _, _ in spending.charges)
 
 
 def _unpack(request: TrainRequest) -> dict[str, Vector]:
