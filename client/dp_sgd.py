@@ -1,13 +1,14 @@
 """DP-SGD (Abadi et al. 2016, arXiv 1607.00133) through Opacus' DPOptimizer, noised by the keyed generator.
 
 Formal guarantee. One step releases sum_i z_i + round(N(0, (sigma*C)^2 I)) on the grid of `grid_step`, where i
-runs over a Poisson sample of privacy units and z_i is a unit's clipped gradient, rounded to the grid. Adding
-or removing one unit moves the sum by z_i, at most C in L2; so the step is a Poisson-subsampled Gaussian
+runs over a Poisson sample of privacy units and z_i is a unit's clipped gradient, cut to the grid. Adding or
+removing one unit moves the sum by z_i, at most C in L2; so the step is a Poisson-subsampled Gaussian
 mechanism with noise multiplier sigma, followed by post-processing:
 
 - each z_i is computed from its own unit alone, and the sum of all has no rounding error at all: 32 integers
   of at most 2^19 add up exactly in float32, and any number of such sums exactly in float64;
-- units are clipped to C' < C, and `clip_below` leaves exactly the room that rounding one unit can take;
+- cutting to the grid is toward zero, so it lengthens no gradient; for the rounding of its norm and of the
+  division units are clipped to C' < C (`clip_below`);
 - sum and noise meet as integers, and round(s + x) = s + round(x) for an integer s, so rounding the noise is
   post-processing of a Gaussian that was added to a sum on the grid (Mironov 2012 is why it has to be said);
 - a unit whose gradient is not finite counts as zero, whatever model made it so;
@@ -36,23 +37,17 @@ def grid_step(max_grad_norm: float) -> float:
     return 2.0 ** (math.ceil(math.log2(max_grad_norm)) - 19)
 
 
-def clip_below(max_grad_norm: float, coordinates: int) -> float:
-    """C': what units are clipped to, so that a clipped and rounded one is at most `max_grad_norm`.
+def clip_below(max_grad_norm: float) -> float:
+    """C': what units are clipped to, so that a clipped one, as computed, is at most `max_grad_norm`, C.
 
-    With u = 2^-24: a norm over blocks of 512 errs by at most 2^9 u relatively, a factor and its product with
-    a gradient by 2u (Higham 2002, section 3.1), and rounding to the grid by half a step a coordinate.
-
-    Args:
-        max_grad_norm: C.
-        coordinates: number of parameters.
+    With u = 2^-24: a norm over blocks of 512 errs by at most 2^9 u relatively, a divisor and the division by
+    2u (Higham 2002, section 3.1).
     """
-    relative = (_BLOCK + 4) * _FLOAT32
-    rounding = grid_step(max_grad_norm) * math.sqrt(coordinates) / 2
-    return max(0.0, max_grad_norm - rounding) / (1.0 + relative)
+    return max_grad_norm / (1.0 + (_BLOCK + 4) * _FLOAT32)
 
 
 class KeyedDPOptimizer(DPOptimizer):  # type: ignore[misc]
-    """Opacus' optimizer with noise from a `KeyedGenerator`, and exact sums of rounded units.
+    """Opacus' optimizer with noise from a `KeyedGenerator`, and exact sums of clipped units.
 
     Args:
         optimizer: what steps on the private gradient.
@@ -80,7 +75,7 @@ class KeyedDPOptimizer(DPOptimizer):  # type: ignore[misc]
         )
         self._keyed = generator
         self._denominator = denominator
-        self._clip = clip_below(max_grad_norm, sum(parameter.numel() for parameter in self.params))
+        self._clip = clip_below(max_grad_norm)
         self._grid = grid_step(max_grad_norm)
 
     def accumulate(self, gradients: Iterable[Tensor]) -> None:
@@ -99,18 +94,18 @@ class KeyedDPOptimizer(DPOptimizer):  # type: ignore[misc]
         self.zero_grad()
 
     def clip_and_accumulate(self) -> None:
-        """Clip units, round them to the grid, and add them to the running sum; they are overwritten."""
+        """Clip units, cut them to the grid, and add them to the running sum; they are overwritten."""
         if len(self.grad_samples[0]) == 0:
             return
         small = [parameter for parameter in self.params if parameter.numel() < _SMALL]
         alone = [[parameter] for parameter in self.params if parameter.numel() >= _SMALL]
         groups = [*alone, small] if small else alone
         gradients = [_rows(parameters) for parameters in groups]
-        factors = self._factors(gradients)
+        divisors = self._divisors(gradients)
         for parameters, gradient in zip(groups, gradients, strict=True):
-            gradient.mul_(factors).round_()
+            torch.div(gradient, divisors, rounding_mode="trunc", out=gradient)
             for block in torch.split(gradient, _EXACT):
-                self._add(parameters, factors.new_full((len(block),), self._grid) @ block)
+                self._add(parameters, block.new_full((len(block),), self._grid) @ block)
 
     def _add(self, parameters: Sequence[Any], multiples: Tensor) -> None:
         """Add multiples of the grid, (values of all parameters,), which float64 does without rounding."""
@@ -119,16 +114,19 @@ class KeyedDPOptimizer(DPOptimizer):  # type: ignore[misc]
                 parameter.summed_grad = torch.zeros_like(parameter, dtype=torch.float64)
             parameter.summed_grad += own.view_as(parameter)
 
-    def _factors(self, gradients: list[Tensor]) -> Tensor:
-        """min(1, C' / norm) of each unit in grid steps, float32 (units, 1); what is not finite is zeroed."""
+    def _divisors(self, gradients: list[Tensor]) -> Tensor:
+        """What turns each unit into clipped grid steps: max(1, norm / C') * grid, float32 (units, 1).
+
+        A gradient that is not finite is set to zero.
+        """
         norms = torch.linalg.vector_norm(torch.stack([_norms(gradient) for gradient in gradients]), dim=0)
         finite = norms.isfinite()
         if not finite.all():
             for gradient in gradients:
                 gradient[~finite] = 0.0
             norms = norms.where(finite, 0.0)
-        factors: Tensor = self._clip / norms.clamp(min=self._clip) / self._grid
-        return factors.to(torch.float32)[:, None]
+        divisors: Tensor = (norms / self._clip).clamp(min=1.0) * self._grid
+        return divisors.to(torch.float32)[:, None]
 
     def add_noise(self) -> None:
         """Add integer noise to the sum on the grid, exactly."""

@@ -397,8 +397,8 @@ def test_one_record_moves_the_sum_by_at_most_the_clip() -> None:
 
 def test_a_clip_by_parameter_is_caught(monkeypatch: Patch) -> None:
     class ByParameter(KeyedDPOptimizer):
-        def _factors(self, gradients: list[Tensor]) -> Tensor:
-            return super()._factors(gradients[:1])
+        def _divisors(self, gradients: list[Tensor]) -> Tensor:
+            return super()._divisors(gradients[:1])
 
     monkeypatch.setitem(globals(), "KeyedDPOptimizer", ByParameter)
     with pytest.raises(AssertionError):
@@ -407,8 +407,8 @@ def test_a_clip_by_parameter_is_caught(monkeypatch: Patch) -> None:
 
 def test_no_clip_at_all_is_caught(monkeypatch: Patch) -> None:
     class Unclipped(KeyedDPOptimizer):
-        def _factors(self, gradients: list[Tensor]) -> Tensor:
-            return torch.ones(len(gradients[0]), 1) / self._grid
+        def _divisors(self, gradients: list[Tensor]) -> Tensor:
+            return torch.full((len(gradients[0]), 1), self._grid)
 
     monkeypatch.setitem(globals(), "KeyedDPOptimizer", Unclipped)
     with pytest.raises(AssertionError):
