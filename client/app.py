@@ -1,6 +1,7 @@
 """The hospital's Flower ClientApp: bytes in, bytes out, and every byte out through the gate.
 
-In a simulation the node's state folder is ``<study folder>/hospitals/<partition-id>``.
+The hospital's daemon names its state folder in the node's configuration, which is the hospital's own; in a
+simulation the folder is ``<study folder>/hospitals/<partition-id>``.
 """
 
 import logging
@@ -17,7 +18,7 @@ from fedward.common.errors import Refusal, RequestRefused
 from fedward.common.files import canonical_json
 from fedward.common.messages import CONFIG, TrainRequest
 
-STUDY_FOLDER = "study-folder"
+STUDY_FOLDER, STATE_FOLDER = "study-folder", "state-folder"
 _log = logging.getLogger(__name__)
 
 Answer = Callable[[Hospital], tuple[RecordDict, Charge | None]]
@@ -26,6 +27,8 @@ app = ClientApp()
 
 
 def _folder(context: Context) -> Path:
+    if STATE_FOLDER in context.node_config:
+        return Path(str(context.node_config[STATE_FOLDER]))
     return (
         Path(str(context.run_config[STUDY_FOLDER])) / "hospitals" / str(context.node_config["partition-id"])
     )
@@ -43,7 +46,7 @@ def _answer(kind: str, message: Message, context: Context, answer: Answer) -> Me
         content, charge = answer(hospital)
         return gate.release(kind, content, message, charge, hospital.remark)
     except Refusal as refusal:
-        return gate.refuse(refusal, message, (str(folder), str(context.run_config[STUDY_FOLDER])))
+        return gate.refuse(refusal, message, (str(folder), str(context.run_config.get(STUDY_FOLDER, folder))))
     except Exception:
         # The text of an unexpected exception may hold private values: it stays in the local log.
         _log.exception("a round failed")

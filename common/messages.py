@@ -21,8 +21,13 @@ from fedward.common.files import canonical_json, parse_canonical
 
 MODEL, UPDATE, CONFIG = "model", "update", "config"
 LATENTS, ANCHOR, FISHER, TEACHER = "latents", "anchor", "fisher", "teacher"
-REFUSED = 100  # Flower leaves codes from 100 to applications
+REFUSED, NOT_APPROVED, NO_DAEMON = 100, 101, 102  # Flower leaves codes from 100 to applications
 LEDGER_ANCHOR = "ledger_anchor"  # in a request, beside the header that all hospitals get
+# What a hospital's task runner says by itself; the words are the coordinator's own.
+_RELAYED = {
+    NOT_APPROVED: ("BundleNotApproved", "The hospital has not approved the bundle that the run came with."),
+    NO_DAEMON: ("DaemonSilent", "The hospital's daemon did not answer in time."),
+}
 _ANCHOR_TOKEN = re.compile(r"([0-9a-f]{48}:[0-9a-f]{64}:[0-9a-f]{64})?")
 
 
@@ -276,6 +281,8 @@ def refusal_text(message: Message) -> tuple[str, str]:
     name, separator, sentence = reason.partition(": ")
     if message.error.code == REFUSED and separator:
         return name, sentence
+    if message.error.code in _RELAYED:
+        return _RELAYED[message.error.code]
     return (
         "HospitalFailed",
         f"The hospital's app failed (Flower error {message.error.code}); see its own log.",

@@ -5,29 +5,28 @@ the strategy are Flower's. A study goes on from its last checkpoint wherever it 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from fedward.common.codec import Vector, encode
-from fedward.common.config import EnrolledHospital, Study
+from fedward.common.config import Study
 from fedward.common.datasets import Split
-from fedward.common.errors import CheckpointRefused, DatasetRefused, PayloadRefused, QuorumMissed
-from fedward.common.files import parse_canonical
-from fedward.common.messages import ANCHOR, CONFIG, FISHER, TEACHER, message_bytes
+from fedward.common.errors import CheckpointRefused, DatasetRefused
+from fedward.common.messages import ANCHOR, FISHER, TEACHER
 from fedward.common.models import build_student, flatten, initialise, parameter_count
 from fedward.common.npz_files import read_archive
 from fedward.common.randomness import KeyedGenerator
+from fedward.server.asking import Asking
 from fedward.server.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fedward.server.reference import halve, measure
+from fedward.server.roster import Roster, enrol
 from fedward.server.strategy import FedwardAvg, released_latents
 from fedward.server.study_folder import StudyFolder
 
 _ENROLMENT_SECONDS = 120.0
-_POLL_SECONDS = 0.05
 START = "start"
 
 
@@ -45,15 +44,18 @@ def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
     if progress.server_round >= study.rounds:
         return released_latents(progress, study)  # all is closed: no hospital needs to be there any more
     folder.note("enrolling", hospitals=len(study.hospitals))
-    nodes = enrol(grid, study, on_end=lambda size: folder.note("enrolled", bytes=size))
+    roster = Roster(grid, study)
+    enrol(roster, study, _ENROLMENT_SECONDS, on_end=lambda size: folder.note("enrolled", bytes=size))
     extras = {name: encode(vector, study.downlink_codec) for name, vector in fixed.items()}
-    strategy = FedwardAvg(study, progress, nodes, extras, lambda name: folder.note("reply", hospital=name))
+    strategy = FedwardAvg(study, progress, roster.nodes, extras, lambda name: folder.note("reply", hospital=name))
     arrays = strategy.arrays()
     for server_round in range(progress.server_round + 1, study.rounds + 1):
         started = time.monotonic()
         folder.note("round", round=server_round)
+        roster.look()
         messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-        new_arrays, _ = strategy.aggregate_train(server_round, replies(grid, messages, study.round_timeout))
+        asking = Asking(grid, roster, strategy.question, strategy.needs_more, study.round_timeout)
+        new_arrays, _ = strategy.aggregate_train(server_round, asking.replies(messages))
         arrays = new_arrays or arrays
         row = _row(strategy, server_round, time.monotonic() - started, evaluation)
         strategy.progress.history.append(row)
@@ -104,74 +106,6 @@ def _begin_or_resume(folder: StudyFolder, study: Study, start: Vector) -> Progre
     progress = Progress.start(start)
     save_checkpoint(folder.checkpoint, progress, study)
     return progress
-
-
-def enrol(
-    grid: Grid,
-    study: Study,
-    seconds: float = _ENROLMENT_SECONDS,
-    on_end: Callable[[int], None] = lambda size: None,
-) -> dict[int, EnrolledHospital]:
-    """Ask every connected node for its name, until each enrolled hospital is found or the time is up.
-
-    A node that names no enrolled hospital, claims another count, or a name already taken, is left out.
-    `on_end` is told how many bytes all of them sent.
-
-    Raises:
-        QuorumMissed: fewer hospitals than the quorum were found.
-    """
-    enrolled = {hospital.name: hospital for hospital in study.hospitals}
-    nodes: dict[int, EnrolledHospital] = {}
-    received = 0
-    asked: set[int] = set()
-    deadline = time.monotonic() + seconds
-    while len(nodes) < len(enrolled) and time.monotonic() < deadline:
-        new = [node_id for node_id in grid.get_node_ids() if node_id not in asked]
-        asked.update(new)
-        questions = [Message(RecordDict(), node_id, MessageType.QUERY) for node_id in new]
-        for reply in replies(grid, questions, deadline - time.monotonic()):
-            received += message_bytes(reply)
-            hospital = _named(reply, enrolled)
-            if hospital is not None and hospital not in nodes.values():
-                nodes[reply.metadata.src_node_id] = hospital
-        if not new:
-            time.sleep(_POLL_SECONDS)
-    on_end(received)
-    if len(nodes) < study.quorum:
-        raise QuorumMissed(
-            f"{len(nodes)} of the study's hospitals are connected; its quorum asks for {study.quorum}."
-        )
-    return nodes
-
-
-def _named(reply: Message, enrolled: dict[str, EnrolledHospital]) -> EnrolledHospital | None:
-    if reply.has_error():
-        return None
-    try:
-        profile = parse_canonical(reply.content.config_records[CONFIG]["profile"])  # type: ignore[arg-type]
-        hospital, count = enrolled.get(profile["name"]), profile["num_examples"]
-    except (KeyError, TypeError, ValueError, PayloadRefused):
-        return None
-    # The study's own entry, never the claim: 10.0 equals 10, but is no weight of an integer sum.
-    is_declared = hospital is not None and type(count) is int and count == hospital.num_examples
-    return hospital if is_declared else None
-
-
-def replies(grid: Grid, messages: Iterable[Message], seconds: float) -> Iterator[Message]:
-    """Push messages and yield replies as they come, one in memory at a time, until `seconds` have passed."""
-    waiting = [message_id for message_id in grid.push_messages(messages) if message_id]
-    deadline = time.monotonic() + seconds
-    while waiting:
-        before = len(waiting)
-        for message_id in list(waiting):
-            for reply in grid.pull_messages([message_id]):
-                if message_id in waiting:
-                    waiting.remove(message_id)
-                yield reply
-        if time.monotonic() > deadline:
-            return
-        if len(waiting) == before:
-            time.sleep(_POLL_SECONDS)
 
 
 def _row(

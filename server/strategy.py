@@ -30,6 +30,7 @@ from fedward.common.messages import (
 from fedward.server.aggregation import IntegerMean, norm_bound, screen
 from fedward.server.checkpoint import Progress
 
+_AWAY = "NotConnected"
 _LONGEST_NAME, _LONGEST_SENTENCE = 80, 400  # characters
 
 
@@ -79,11 +80,12 @@ class FedwardAvg(FedAvg):
         self.study = study
         self.progress = progress
         self.lost: list[LostReply] = []
-        self.uplink_bytes = self.downlink_bytes = self.replies = 0
+        self.uplink_bytes = self.downlink_bytes = self.replies = self.usable = 0
         self._nodes = nodes
         self._extras = extras or {}
         self._on_reply = on_reply
         self._sent: Vector = progress.latents
+        self._record = RecordDict()
         self._messages: list[Message] = []
         self._anchors: dict[str, str] = {}
 
@@ -109,19 +111,29 @@ class FedwardAvg(FedAvg):
         self._sent = decode(request.vectors[LATENTS], len(self.progress.latents), study.downlink_codec)
         record = request.to_records()
         connected = set(grid.get_node_ids())
-        node_ids = [node_id for node_id in self._nodes if node_id in connected]
+        # One node a hospital: the last one that spoke for it.
+        speakers = {h.name: node_id for node_id, h in self._nodes.items() if node_id in connected}
         self.lost = [
-            LostReply(hospital.name, "NotConnected", "The hospital was not connected when the round opened.")
-            for node_id, hospital in self._nodes.items()
-            if node_id not in connected
+            LostReply(name, _AWAY, "The hospital was not connected when the round opened.")
+            for name in dict.fromkeys(hospital.name for hospital in self._nodes.values())
+            if name not in speakers
         ]
-        self._messages = [message for node_id in node_ids for message in self._addressed(record, node_id)]
-        self.downlink_bytes = sum(wire_bytes(message.content) for message in self._messages)
-        return self._messages
+        self._record, self._messages, self.downlink_bytes, self.usable = record, [], 0, 0
+        return [self.question(node_id) for node_id in speakers.values()]
 
-    def _addressed(self, record: RecordDict, node_id: int) -> Iterable[Message]:
+    def question(self, node_id: int) -> Message:
+        """This round's TRAIN message to one node; it ends with the round, wherever it is then."""
         anchor = self.progress.anchors.get(self._nodes[node_id].name, "")
-        return self._construct_messages(addressed(record, anchor), [node_id], MessageType.TRAIN)
+        record = addressed(self._record, anchor)
+        (message,) = self._construct_messages(record, [node_id], MessageType.TRAIN)
+        message.metadata.ttl = self.study.round_timeout
+        self._messages.append(message)
+        self.downlink_bytes += wire_bytes(message.content)
+        return message
+
+    def needs_more(self) -> bool:
+        """Whether the round has fewer usable replies so far than the quorum."""
+        return self.usable < self.study.quorum
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -183,6 +195,9 @@ class FedwardAvg(FedAvg):
             self.lost.append(LostReply(hospital.name, refusal.name, str(refusal)))
             return
         answered.add(hospital.name)
+        self.usable += 1
+        # It was away when the round opened, and came back in time.
+        self.lost = [one for one in self.lost if (one.hospital, one.name) != (hospital.name, _AWAY)]
         if content.anchor:
             self._anchors[hospital.name] = content.anchor
         self._on_reply(hospital.name)  # outside: what it refuses is no fault of the hospital's

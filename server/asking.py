@@ -1,0 +1,115 @@
+"""One round's questions: asked, answered one at a time, and asked anew of a hospital that comes back.
+
+A round closes when every hospital that was asked has answered, or at its deadline. While the quorum is not
+met, it also waits for hospitals that are away. An error of Flower's own (the node went offline, its reply
+was lost) is no answer: the hospital is asked again when it is back, and sends the reply that it stored.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+from fedward.server.roster import Roster
+
+_POLL_SECONDS = 0.1
+_LOOK_SECONDS = 1.0
+# What Flower says of a message or a node that is gone; a hospital's own errors have other codes.
+_PASSING = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+    ErrorCode.CLIENT_APP_CRASHED,
+)
+
+
+@dataclass
+class Asking:
+    """The questions of one round.
+
+    Attributes:
+        grid, roster: where they go.
+        question: makes and records the message to one node.
+        needs_more: whether the round has too few usable replies so far.
+        seconds: until the deadline.
+    """
+
+    grid: Grid
+    roster: Roster
+    question: Callable[[int], Message]
+    needs_more: Callable[[], bool]
+    seconds: float
+    _waiting: dict[str, int] = field(default_factory=dict)
+    _answered: set[str] = field(default_factory=set)
+    _failed: dict[int, Message] = field(default_factory=dict)
+
+    def replies(self, messages: Iterable[Message]) -> Iterator[Message]:
+        """Push messages and yield replies as they come, one in memory at a time, until the round closes."""
+        deadline = time.monotonic() + self.seconds
+        looked = time.monotonic()
+        self._push(list(messages))
+        while self._is_open():
+            before = set(self._waiting)
+            for message_id in list(self._waiting):
+                yield from self._pulled(message_id)
+            if time.monotonic() > deadline:
+                break
+            if set(self._waiting) == before:
+                time.sleep(_POLL_SECONDS)
+                if time.monotonic() - looked > _LOOK_SECONDS:
+                    looked = time.monotonic()
+                    self._ask_who_came(deadline - looked)
+        yield from (reply for node_id, reply in self._failed.items() if not self._has_answered(node_id))
+
+    def _is_open(self) -> bool:
+        return bool(self._waiting) or (self._is_anybody_missing() and self.needs_more())
+
+    def _is_anybody_missing(self) -> bool:
+        return any(hospital.name not in self._answered for hospital in self.roster.nodes.values())
+
+    def _has_answered(self, node_id: int) -> bool:
+        hospital = self.roster.nodes.get(node_id)
+        return hospital is not None and hospital.name in self._answered
+
+    def _push(self, messages: list[Message]) -> None:
+        nodes = [message.metadata.dst_node_id for message in messages]
+        if messages:
+            ids = self.grid.push_messages(messages)
+            self._waiting |= {
+                message_id: node_id for message_id, node_id in zip(ids, nodes, strict=False) if message_id
+            }
+
+    def _pulled(self, message_id: str) -> Iterator[Message]:
+        if message_id not in self._waiting:
+            return
+        node_id = self._waiting[message_id]
+        for reply in self.grid.pull_messages([message_id]):
+            self._waiting.pop(message_id, None)
+            if reply.has_error() and reply.error.code in _PASSING:
+                self._failed[node_id] = reply
+                continue
+            self._close(node_id)
+            yield reply
+
+    def _close(self, node_id: int) -> None:
+        """The hospital has answered: what else it was asked in this round is not waited for."""
+        hospital = self.roster.nodes.get(node_id)
+        if hospital is None:
+            return
+        self._answered.add(hospital.name)
+        self._waiting = {
+            message_id: asked for message_id, asked in self._waiting.items() if not self._has_answered(asked)
+        }
+
+    def _ask_who_came(self, left: float) -> None:
+        came = self.roster.look() - self._answered
+        # One whose message was lost, though its node is there.
+        asked = {self.roster.nodes[node_id].name for node_id in self._waiting.values()}
+        silent = set(self.roster.online) - self._answered - asked
+        messages = [self.question(self.roster.online[name]) for name in sorted(came | silent)]
+        for message in messages:
+            message.metadata.ttl = max(1.0, left)
+        self._push(messages)
