@@ -14,6 +14,7 @@ from fedward.client.budget_report import heading, plot, released, released_said,
 from fedward.client.egress_log import LOG, LOG_HEAD
 from fedward.client.egress_sums import summary as left_summary
 from fedward.client.registry import Registry
+from fedward.client.running import doctor, status, up
 from fedward.common.bundle import read_bundle
 from fedward.common.chain import Head
 from fedward.common.errors import BundleRefused, LedgerRefused, SettingRefused, UnknownName
@@ -37,6 +38,9 @@ def hospital() -> None:
     """A hospital's own side of a study."""
 
 
+app.command()(up)
+app.command()(status)
+app.command()(doctor)
 State = Annotated[Path | None, typer.Option(help="The hospital's state folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

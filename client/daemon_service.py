@@ -16,11 +16,10 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedward.client.app import STATE_FOLDER
 from fedward.client.frames import ASK, HEALTH, Request, pack_answer, unpack_request
+from fedward.client.state_folder import SOCKET, socket_address
 from fedward.common.errors import OutputRefused, PayloadRefused
-from fedward.common.messages import REFUSED
+from fedward.common.reply_codes import REFUSED
 
-SOCKET = "daemon.sock"
-_LONGEST_PATH = 100  # bytes; the kernel takes 107
 _WORKERS = 4
 _NODE = 1
 _log = logging.getLogger(__name__)
@@ -82,18 +81,6 @@ class DaemonService(grpc.GenericRpcHandler):  # type: ignore[misc]
         )
         reply = self._app(message, context)
         return reply.error if reply.has_error() else reply.content
-
-
-def socket_address(folder: Path) -> str:
-    """gRPC's name of a state folder's socket.
-
-    Raises:
-        OutputRefused: the path is longer than a socket's name may be.
-    """
-    path = folder.resolve() / SOCKET
-    if len(os.fsencode(path)) > _LONGEST_PATH:
-        raise OutputRefused(f"{path} is too long for a socket; name a state folder with a shorter path.")
-    return f"unix:{path}"
 
 
 def serve(service: DaemonService, folder: Path) -> grpc.Server:

@@ -22,6 +22,7 @@ from fedward.client.registry import Registry
 from fedward.client.replies import ReplyStore
 from fedward.client.round_keys import RoundKeys
 from fedward.client.spending import Charge, Spending, steps_of
+from fedward.client.state_folder import PROFILE
 from fedward.client.training import LocalRound, train
 from fedward.common.codec import CODECS, Vector, decode, encode
 from fedward.common.config import MAXIMUM_DECLARED, LocalSettings, declared_count
@@ -34,7 +35,7 @@ from fedward.common.messages import ANCHOR, FISHER, LATENTS, TEACHER, TrainReply
 from fedward.common.models import build_student, parameter_count, unflatten
 from fedward.common.randomness import KeyedGenerator
 
-PROFILE, RECORDS, BUDGETS = "hospital.json", "data.npz", "budget"
+RECORDS, BUDGETS = "data.npz", "budget"
 _LONGEST_ROUND_SECONDS = 3600.0
 _DATASET = "records"  # the name of a hospital's data set among its budgets
 

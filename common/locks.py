@@ -4,10 +4,12 @@ import fcntl
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from fedward.common.errors import LedgerRefused
+from fedward.common.errors import LedgerRefused, OutputRefused
 from fedward.common.files import refused_output
 
 _PAUSE_SECONDS = 0.005
@@ -81,6 +83,24 @@ class FileLock:
             f"{self.path.name} is busy: another process or thread has held it for {self.wait_seconds:g} s; "
             "stop the other one, or try again."
         )
+
+
+@contextmanager
+def only_holder(path: Path, wait_seconds: float, sentence: str) -> Iterator[None]:
+    """Be the only process that does what the lock on `path` stands for; a killed one holds nothing.
+
+    Raises:
+        OutputRefused: another process does it; with `sentence`, which says what to do.
+    """
+    lock = FileLock(path, wait_seconds)
+    try:
+        lock.__enter__()
+    except LedgerRefused as refusal:
+        raise OutputRefused(sentence) from refusal
+    try:
+        yield
+    finally:
+        lock.__exit__(None, None, None)
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -18,10 +18,10 @@ from fedward.common.codec import Payload, codec_id
 from fedward.common.config import LocalSettings, check_text
 from fedward.common.errors import PayloadRefused, Refusal, SettingRefused
 from fedward.common.files import canonical_json, parse_canonical
+from fedward.common.reply_codes import NO_DAEMON, NOT_APPROVED, REFUSED
 
 MODEL, UPDATE, CONFIG = "model", "update", "config"
 LATENTS, ANCHOR, FISHER, TEACHER = "latents", "anchor", "fisher", "teacher"
-REFUSED, NOT_APPROVED, NO_DAEMON = 100, 101, 102  # Flower leaves codes from 100 to applications
 LEDGER_ANCHOR = "ledger_anchor"  # in a request, beside the header that all hospitals get
 # What a hospital's task runner says by itself; the words are the coordinator's own.
 _RELAYED = {

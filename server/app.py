@@ -13,10 +13,9 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedward.common.errors import Refusal
 from fedward.common.files import write_atomically
+from fedward.common.thin_app import STUDY_FOLDER
 from fedward.server.rounds import run_rounds
 from fedward.server.study_folder import StudyFolder
-
-STUDY_FOLDER = "study-folder"
 
 app = ServerApp()
 

@@ -108,8 +108,9 @@ def enrol(
         roster.look()
     on_end(roster.received)
     if len(roster.online) < study.quorum:
+        found = len(roster.online)
         raise QuorumMissed(
-            f"{len(roster.online)} of the study's hospitals are connected; its quorum asks for {study.quorum}."
+            f"{found} of the study's hospitals are connected; its quorum asks for {study.quorum}."
         )
 
 

@@ -47,7 +47,9 @@ def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
     roster = Roster(grid, study)
     enrol(roster, study, _ENROLMENT_SECONDS, on_end=lambda size: folder.note("enrolled", bytes=size))
     extras = {name: encode(vector, study.downlink_codec) for name, vector in fixed.items()}
-    strategy = FedwardAvg(study, progress, roster.nodes, extras, lambda name: folder.note("reply", hospital=name))
+    strategy = FedwardAvg(
+        study, progress, roster.nodes, extras, lambda name: folder.note("reply", hospital=name)
+    )
     arrays = strategy.arrays()
     for server_round in range(progress.server_round + 1, study.rounds + 1):
         started = time.monotonic()
@@ -62,6 +64,10 @@ def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
         save_checkpoint(folder.checkpoint, strategy.progress, study)
         folder.note("closed", **row)
     return released_latents(strategy.progress, study)
+
+
+def _note_reply(folder: StudyFolder, hospital: str) -> None:
+    folder.note("reply", hospital=hospital)
 
 
 def _fixed_vectors(folder: StudyFolder, study: Study) -> dict[str, Vector]:

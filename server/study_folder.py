@@ -17,11 +17,12 @@ from typing import Any
 
 from fedward.common.config import Study
 from fedward.common.datasets import Split, read_split, save_npz
-from fedward.common.errors import CheckpointRefused, LedgerRefused, OutputRefused, SettingRefused
+from fedward.common.errors import CheckpointRefused, OutputRefused, SettingRefused
 from fedward.common.files import canonical_json, make_folder, read_bounded, refused_output, write_atomically
-from fedward.common.locks import FileLock
+from fedward.common.locks import only_holder
 
 _LIMIT = 64 << 20
+PROGRESS, _LOCK = "progress.jsonl", "study.lock"
 _LOCK_SECONDS = 2.0  # a coordinator that is just ending may still be there
 
 
@@ -97,23 +98,24 @@ class StudyFolder:
         Raises:
             OutputRefused: another process runs this study.
         """
-        lock = FileLock(self.path / "study.lock", _LOCK_SECONDS)
-        try:
-            lock.__enter__()
-        except LedgerRefused as refusal:
-            raise OutputRefused(
-                f"{self.path} is in use: another process runs this study; wait for its end, or stop it."
-            ) from refusal
-        try:
+        sentence = f"{self.path} is in use: another process runs this study; wait for its end, or stop it."
+        with only_holder(self.path / _LOCK, _LOCK_SECONDS, sentence):
             yield
-        finally:
-            lock.__exit__(None, None, None)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process runs this study now."""
+        try:
+            with only_holder(self.path / _LOCK, 0.0, ""):
+                return False
+        except OutputRefused:
+            return True
 
     def note(self, event: str, **fields: Any) -> None:
         """Append a line for whoever watches; it is no record of anything, so it is not synced."""
         line = canonical_json({"event": event, **fields}) + b"\n"
         try:
-            descriptor = os.open(self.path / "progress.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            descriptor = os.open(self.path / PROGRESS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             with open(descriptor, "ab", buffering=0) as file:
                 _append(file, line)
         except OSError as error:

@@ -9,9 +9,7 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,30 +19,14 @@ from pathlib import Path
 from fedward.common import errors
 from fedward.common.errors import EngineFailed, Refusal
 from fedward.common.files import make_folder, write_atomically
+from fedward.common.flower_tools import free_port, quiet_environment, tool
+from fedward.common.thin_app import README, project_file
+from fedward.server.progress import read_events
 from fedward.server.study_folder import StudyFolder
 from fedward.simulations.run_folder import FLOWER, PROGRESS
-from fedward.simulations.watching import read_events
 
 _START_SECONDS = 60.0
 _END_SECONDS = 10.0
-_APP = """[project]
-name = "fedward-study"
-version = "1.0.0"
-description = "No code: the apps are those of the installed fedward."
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fedward"
-fab-include = ["/README.md"]
-
-[tool.flwr.app.components]
-serverapp = "fedward.server.app:app"
-clientapp = "fedward.client.app:app"
-
-[tool.flwr.app.config]
-study-folder = {study_folder}
-"""
 _CONNECTION = """[superlink]
 default = "fedward"
 
@@ -66,8 +48,8 @@ def run_on_ray(folder: StudyFolder, hospitals: int) -> None:
     make_folder(app)
     # JSON's spelling of text is TOML's too; on the command line Flower would take a quote for the end.
     study_folder = json.dumps(str(folder.path.resolve()), ensure_ascii=False)
-    write_atomically(app / "pyproject.toml", _APP.format(study_folder=study_folder).encode())
-    write_atomically(app / "README.md", b"This bundle carries no code.\n")
+    write_atomically(app / "pyproject.toml", project_file(study_folder))
+    write_atomically(app / "README.md", README)
     watched = folder.path / PROGRESS
     seen = watched.stat().st_size if watched.exists() else 0
     with _superlink(work) as environment:
@@ -82,34 +64,22 @@ def run_on_ray(folder: StudyFolder, hospitals: int) -> None:
 
 
 def _tool(name: str) -> list[str]:
-    """A console script of this very environment.
-
-    Raises:
-        EngineFailed: it is not installed.
-    """
-    script = Path(sys.executable).with_name(name)
-    if not script.exists():
-        raise EngineFailed(f"{script} does not exist: run `pip install 'fedward[simulation]'`.")
-    return [str(script)]
+    return [tool(name, "simulation")]
 
 
 @contextlib.contextmanager
 def _superlink(work: Path) -> Iterator[dict[str, str]]:
     """A SuperLink on loopback for the length of the block; yields the environment of `flwr` commands."""
-    port = _free_port()
+    port = free_port()
     home = work / "home"
     make_folder(home)
     write_atomically(home / "config.toml", _CONNECTION.format(port=port).encode())
     environment = {
         **os.environ,
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        **quiet_environment(home),
         "RAY_USAGE_STATS_ENABLED": "0",
         # Without a cluster to join, Ray's own servers stay on loopback; the name is history.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        **_past_proxies(),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     command = [
         *_tool("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
@@ -155,19 +125,6 @@ def _end(session: int) -> None:
             os.killpg(session, 0)
             time.sleep(0.1)
         os.killpg(session, signal.SIGKILL)
-
-
-def _past_proxies() -> dict[str, str]:
-    """A proxy, common in hospitals' networks, cannot reach this machine's own loopback."""
-    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-    own = ",".join(filter(None, (known, "127.0.0.1", "localhost")))
-    return {"no_proxy": own, "NO_PROXY": own}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_until_healthy(port: int, process: "subprocess.Popen[bytes]", work: Path) -> None:

@@ -1,7 +1,5 @@
 """Progress on the terminal, read from the study's ``progress.jsonl``: the same for both engines."""
 
-import contextlib
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,28 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fedward.common.config import Study
 from fedward.common.mechanisms import Mechanism
 from fedward.common.privacy import epsilon
+from fedward.server.progress import read_events
 from fedward.simulations.wording import spent
 
 _SECONDS = 0.2
-
-
-def read_events(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """The events of whole lines from byte `offset` on, and the offset behind them.
-
-    A line that a crash cut off in the middle is passed over: the file only shows, it decides nothing.
-    """
-    try:
-        with path.open("rb") as file:
-            file.seek(offset)
-            data = file.read()
-    except OSError:
-        return [], offset
-    whole = data[: data.rfind(b"\n") + 1]
-    events = []
-    for line in whole.splitlines():
-        with contextlib.suppress(ValueError):
-            events.append(json.loads(line))
-    return [event for event in events if isinstance(event, dict) and "event" in event], offset + len(whole)
 
 
 class _Watcher:

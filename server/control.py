@@ -1,0 +1,61 @@
+"""Starting and stopping runs by SuperLink's Control API, which is on the coordinator's loopback alone."""
+
+from pathlib import Path
+
+import httpx
+from flwr.common.serde import fab_to_proto, user_config_to_proto
+from flwr.proto.control_pb2 import StartRunRequest, StopRunRequest
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.fab import Fab
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+
+from fedward.common.errors import EngineFailed
+from fedward.common.thin_app import STUDY_FOLDER, bundle, bundle_hash
+
+
+class Control:
+    """The runs of one SuperLink.
+
+    Args:
+        address: of SuperLink, on loopback.
+        root_certificates: PEM file, where SuperLink serves TLS.
+    """
+
+    def __init__(self, address: str, root_certificates: Path | None = None) -> None:
+        """Prepare; nothing is connected yet."""
+        self._client = ControlHttpClient.from_server_address(
+            server_address=address,
+            insecure=root_certificates is None,
+            root_certificates=None if root_certificates is None else str(root_certificates),
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+
+    def start(self, study_folder: Path) -> int:
+        """Start a run of the study, with the bundle that carries no code, and return its id.
+
+        Raises:
+            EngineFailed: SuperLink does not answer or did not take the run.
+        """
+        content = bundle()
+        request = StartRunRequest(
+            fab=fab_to_proto(Fab(bundle_hash(content), content, {})),
+            override_config=user_config_to_proto({STUDY_FOLDER: str(study_folder)}),
+        )
+        try:
+            started = self._client.StartRun(request)
+        except (httpx.HTTPError, ValueError) as error:
+            raise EngineFailed(f"Flower's SuperLink did not take the run ({error}); see its log.") from error
+        if not started.HasField("run_id"):
+            raise EngineFailed("Flower's SuperLink did not take the run; see its log.")
+        return int(started.run_id)
+
+    def stop(self, run_id: int) -> None:
+        """Stop a run, so that nobody works for it any more.
+
+        Raises:
+            EngineFailed: SuperLink does not answer, or the run has ended.
+        """
+        try:
+            self._client.StopRun(StopRunRequest(run_id=run_id))
+        except (httpx.HTTPError, ValueError) as error:
+            raise EngineFailed(f"Flower's SuperLink did not stop the run ({error}).") from error

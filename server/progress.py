@@ -1,0 +1,25 @@
+"""Reading a study's ``progress.jsonl``, which only shows; it decides nothing."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_events(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """The events of whole lines from byte `offset` on, and the offset behind them.
+
+    A line that a crash cut off in the middle is passed over: the file only shows, it decides nothing.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+    except OSError:
+        return [], offset
+    whole = data[: data.rfind(b"\n") + 1]
+    events = []
+    for line in whole.splitlines():
+        with contextlib.suppress(ValueError):
+            events.append(json.loads(line))
+    return [event for event in events if isinstance(event, dict) and "event" in event], offset + len(whole)
