@@ -17,8 +17,9 @@ from fedward.client.spending import Charge
 from fedward.common.errors import Refusal, RequestRefused
 from fedward.common.files import canonical_json
 from fedward.common.messages import CONFIG, TrainRequest
+from fedward.common.thin_app import STUDY_FOLDER
 
-STUDY_FOLDER, STATE_FOLDER = "study-folder", "state-folder"
+STATE_FOLDER = "state-folder"
 _log = logging.getLogger(__name__)
 
 Answer = Callable[[Hospital], tuple[RecordDict, Charge | None]]

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from fedward.client.app import app
 from fedward.client.daemon_service import DaemonService, serve
+from fedward.client.hospital import open_hospital
 from fedward.client.state_folder import DAEMON_LOCK, require_hospital
 from fedward.common.errors import Refusal
 from fedward.common.locks import only_holder
-from fedward.common.supervision import until_signalled
+from fedward.common.supervision import log_to_stderr, until_signalled
 
+_log = logging.getLogger(__name__)
 _LOCK_SECONDS = 5.0  # one that was killed just now may still be there
 _GRACE_SECONDS = 5.0
 
@@ -32,10 +34,19 @@ def run(folder: Path, until: threading.Event) -> None:
     folder = require_hospital(folder)
     sentence = f"Another daemon runs on {folder}: stop it, or name another state folder."
     with only_holder(folder / DAEMON_LOCK, _LOCK_SECONDS, sentence):
+        _open(folder)
         server = serve(DaemonService(app, folder), folder)
-        logging.getLogger(__name__).info("the daemon is up")
+        _log.info("the daemon is up")
         until.wait()
         server.stop(_GRACE_SECONDS).wait()
+
+
+def _open(folder: Path) -> None:
+    """Read the data before the first question; what is wrong with it, each question is told."""
+    try:
+        open_hospital(folder)
+    except Exception:
+        _log.exception("the hospital cannot be opened")
 
 
 def main() -> int:
@@ -43,7 +54,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="fedward.client.daemon", description="A hospital's daemon.")
     parser.add_argument("--state", type=Path, required=True, help="The hospital's state folder.")
     folder = parser.parse_args().state
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to_stderr()
     until = until_signalled()
     try:
         run(folder, until)

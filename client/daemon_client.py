@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 from flwr.app import Error, RecordDict
@@ -35,9 +36,9 @@ def ask(folder: Path, request: Request) -> RecordDict | Error:
     deadline = time.monotonic() + request.seconds
     while (left := deadline - time.monotonic()) > 0.0:
         with _channel(folder) as channel:
-            call = channel.stream_stream(ASK)
             try:
-                return unpack_answer(call(pack_request(request), timeout=left, wait_for_ready=False))
+                method: Any = channel.stream_stream(ASK)
+                return unpack_answer(method(pack_request(request), timeout=left))
             except grpc.RpcError as error:
                 if error.code() not in _PASSING:
                     break

@@ -25,7 +25,7 @@ _NODE = 1
 _log = logging.getLogger(__name__)
 
 
-class DaemonService(grpc.GenericRpcHandler):  # type: ignore[misc]
+class DaemonService(grpc.GenericRpcHandler):
     """Answers the task runner's questions from one state folder.
 
     Args:

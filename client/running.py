@@ -1,6 +1,7 @@
 """`fedward hospital up`, `status` and `doctor`: the hospital's processes, and what may be wrong with them."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +9,10 @@ import typer
 
 from fedward.client.checkup import Finding, findings
 from fedward.client.daemon_client import is_up
-from fedward.client.site import Uplink, run_site
+from fedward.client.site import Uplink, command
 from fedward.client.state_folder import require_hospital
 from fedward.common.files import config_folder
-from fedward.common.supervision import is_alive, read_processes, until_signalled
+from fedward.common.supervision import is_alive, read_processes
 
 State = Annotated[Path | None, typer.Option(help="The hospital's state folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -30,7 +31,8 @@ def up(
 ) -> None:
     """Run this hospital's side of its studies, until SIGTERM or Ctrl-C; what dies is started again."""
     uplink = Uplink(superlink, root_certificates, node_key)
-    run_site(_folder(state), uplink, approve or [], until_signalled())
+    program = command(require_hospital(_folder(state)), uplink, approve or [])
+    os.execv(program[0], program)  # noqa: S606 - this very Python, with nothing of the commands loaded
 
 
 def status(state: State = None, as_json: AsJson = False) -> None:

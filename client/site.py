@@ -4,16 +4,17 @@ The SuperNode only dials out. Its own port, on loopback, takes tasks with a secr
 folder; the daemon has no port at all.
 """
 
+import argparse
 import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedward.client.state_folder import SECRET_FILE, SITE_LOCK, require_hospital
-from fedward.common.errors import SettingRefused
+from fedward.common.errors import Refusal, SettingRefused
 from fedward.common.flower_tools import LOOPBACK, free_port, keep_secret, quiet_environment, tool
 from fedward.common.locks import only_holder
-from fedward.common.supervision import Program, Supervisor
+from fedward.common.supervision import Program, Supervisor, log_to_stderr, until_signalled
 
 _LOCK_SECONDS = 2.0
 
@@ -58,6 +59,17 @@ class Uplink:
         return ["--superlink", self.superlink, *trust, *key]
 
 
+def command(folder: Path, uplink: Uplink, approved: list[str]) -> list[str]:
+    """This module as a program: it loads neither torch nor the data, and stays small for months."""
+    parts = [sys.executable, "-m", "fedward.client.site", "--state", str(folder)]
+    parts += ["--superlink", uplink.superlink]
+    if uplink.root_certificates is not None:
+        parts += ["--root-certificates", str(uplink.root_certificates)]
+    if uplink.node_key is not None:
+        parts += ["--node-key", str(uplink.node_key)]
+    return parts + [part for bundle in approved for part in ("--approve", bundle)]
+
+
 def run_site(folder: Path, uplink: Uplink, approved: list[str], until: threading.Event) -> None:
     """Keep a hospital's processes running until the event is set.
 
@@ -82,6 +94,25 @@ def run_site(folder: Path, uplink: Uplink, approved: list[str], until: threading
         Supervisor(folder, _programs(folder, uplink, approved, port), about).run(until)
 
 
+def main() -> int:
+    """Run the command and return its exit code."""
+    parser = argparse.ArgumentParser(prog="fedward.client.site", description="A hospital's processes.")
+    parser.add_argument("--state", type=Path, required=True, help="The hospital's state folder.")
+    parser.add_argument("--superlink", required=True, help="The coordinator's address, host:port.")
+    parser.add_argument("--root-certificates", type=Path, help="PEM file to check its certificate with.")
+    parser.add_argument("--node-key", type=Path, help="The node's registered private key.")
+    parser.add_argument("--approve", action="append", default=[], help="SHA-256 of a further bundle.")
+    options = parser.parse_args()
+    log_to_stderr()
+    try:
+        uplink = Uplink(options.superlink, options.root_certificates, options.node_key)
+        run_site(options.state, uplink, options.approve, until_signalled())
+    except Refusal as refusal:
+        print(f"{refusal.name}: {refusal}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def _programs(folder: Path, uplink: Uplink, approved: list[str], port: int) -> list[Program]:
     environment = quiet_environment(folder / "flower")
     runtime = f"{LOOPBACK}:{port}"
@@ -99,3 +130,7 @@ def _programs(folder: Path, uplink: Uplink, approved: list[str], port: int) -> l
         # The SuperNode would wait a minute, or for ever, for the reply that a dead task runner had in hand.
         Program("task-runner", runner, environment, ends=("supernode",)),
     ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -56,7 +56,7 @@ from fedward.client.frames import Request
 from fedward.client.state_folder import SECRET_FILE
 from fedward.common.errors import PayloadRefused
 from fedward.common.reply_codes import NOT_APPROVED
-from fedward.common.supervision import until_signalled
+from fedward.common.supervision import log_to_stderr, until_signalled
 from fedward.common.thin_app import bundle, bundle_hash
 
 _COMPONENT = "flwr-clientapp"  # the SuperNode checks versions by these names
@@ -206,7 +206,7 @@ def main() -> int:
     parser.add_argument("--runtime", required=True, help="Address of the SuperNode's Runtime API.")
     parser.add_argument("--approve", action="append", default=[], help="SHA-256 of a further bundle.")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to_stderr()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     until = until_signalled()
     approved = [bundle_hash(bundle()), *options.approve]

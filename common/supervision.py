@@ -81,6 +81,12 @@ class _Child:
         self.process = None
 
 
+def log_to_stderr() -> None:
+    """The log of a program that a supervisor runs; libraries may have set up another one."""
+    shown = "%(asctime)s %(levelname)s %(name)s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=shown, force=True)
+
+
 def until_signalled() -> threading.Event:
     """An event that SIGTERM and Ctrl-C set, so that everything is ended in order."""
     until = threading.Event()

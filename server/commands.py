@@ -11,7 +11,7 @@ from fedward.common import errors
 from fedward.common.errors import EngineFailed, Refusal
 from fedward.common.files import config_folder
 from fedward.common.printing import unmistakable
-from fedward.common.supervision import is_alive, read_processes, until_signalled
+from fedward.common.supervision import is_alive, log_to_stderr, read_processes, until_signalled
 from fedward.server.checkpoint import load_checkpoint
 from fedward.server.coordinator import PORT, Link, run_coordinator
 from fedward.server.orders import FINISHED, REFUSED, STOPPED, Order, Orders
@@ -42,6 +42,7 @@ def up(
     authority: Annotated[Path | None, typer.Option(help="The authority that signed it, PEM.")] = None,
 ) -> None:
     """Run the coordinator and its studies, until SIGTERM or Ctrl-C; what dies is started again."""
+    log_to_stderr()
     run_coordinator(_folder(state), Link(port, certificate, key, authority), until_signalled())
 
 
@@ -111,8 +112,9 @@ def _ordered(state: Path, study: Path, wanted: bool, wait: bool, as_json: bool) 
 def _refusal(said: str) -> Refusal:
     name, _, sentence = said.partition(": ")
     kind = getattr(errors, name, None)
-    is_refusal = isinstance(kind, type) and issubclass(kind, Refusal)
-    return kind(sentence) if is_refusal else EngineFailed(said)
+    if isinstance(kind, type) and issubclass(kind, Refusal):
+        return kind(sentence)
+    return EngineFailed(said)
 
 
 def _study_status(orders: Orders, order: Order) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedward.client.app import app as client_app
-from fedward.server.app import STUDY_FOLDER
+from fedward.common.thin_app import STUDY_FOLDER
 from fedward.server.app import app as server_app
 
 _SERVER_NODE = 1

@@ -32,6 +32,7 @@ ReleaseMaker = Callable[..., Path]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: kills real processes, minutes each; run with -m slow")
     config.addinivalue_line("markers", "network: fetches packages; deselect with -m 'not network'")
 
 

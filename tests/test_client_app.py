@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedward.client import hospital as hospital_module
-from fedward.client.app import STUDY_FOLDER, app
+from fedward.client.app import app
 from fedward.client.hospital import create_hospital, open_hospital
 from fedward.client.replies import ReplyStore
 from fedward.common.codec import encode
@@ -29,6 +29,7 @@ from fedward.common.errors import (
 )
 from fedward.common.messages import CONFIG, LATENTS, REFUSED, TrainReply, TrainRequest, refusal_text
 from fedward.common.models import build_student, parameter_count
+from fedward.common.thin_app import STUDY_FOLDER
 
 SECRET = "Jane Doe, born 1 May 1970"
 

@@ -23,7 +23,7 @@ import fedward.client
 import fedward.common
 from fedward.client import egress
 from fedward.client import hospital as hospital_module
-from fedward.client.app import STUDY_FOLDER, app
+from fedward.client.app import app
 from fedward.client.egress import (
     CONSENTED,
     DP,
@@ -61,6 +61,7 @@ from fedward.common.messages import (
 )
 from fedward.common.models import build_student, parameter_count
 from fedward.common.privacy import Mechanism
+from fedward.common.thin_app import STUDY_FOLDER
 from fedward.server import rounds
 from fedward.server.checkpoint import load_checkpoint
 from fedward.server.study_folder import StudyFolder

@@ -25,7 +25,7 @@ from fedward.common.config import LocalSettings, Study
 from fedward.common.datasets import ImageDataset, save_npz
 from fedward.common.errors import CheckpointRefused, OutputRefused, QuorumMissed, Refusal
 from fedward.common.messages import TrainReply
-from fedward.server.app import STUDY_FOLDER
+from fedward.common.thin_app import STUDY_FOLDER
 from fedward.server.app import app as server_app
 from fedward.server.checkpoint import Progress, load_checkpoint
 from fedward.server.study_folder import StudyFolder

@@ -13,7 +13,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedward.client import hospital as hospital_module
-from fedward.client.app import STUDY_FOLDER, app
+from fedward.client.app import app
 from fedward.client.egress import open_gate
 from fedward.client.hospital import Hospital, create_hospital, open_hospital
 from fedward.common.chain import Head
@@ -24,6 +24,7 @@ from fedward.common.errors import LedgerRefused
 from fedward.common.files import canonical_json
 from fedward.common.messages import CONFIG, LATENTS, TrainRequest, refusal_text
 from fedward.common.models import build_student, parameter_count
+from fedward.common.thin_app import STUDY_FOLDER
 
 DELTA = 1e-5
 Ask = Callable[..., RecordDict]

@@ -11,7 +11,8 @@ from flwr.app import Context, RecordDict
 from fedward.client.app import app as client_app
 from fedward.common.config import LocalSettings, Study
 from fedward.common.errors import CheckpointRefused, OutputRefused
-from fedward.server.app import STUDY_FOLDER, app
+from fedward.common.thin_app import STUDY_FOLDER
+from fedward.server.app import app
 from fedward.server.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fedward.server.rounds import initial_latents
 from fedward.server.strategy import released_latents
