@@ -1,7 +1,7 @@
 """Enrolment lets in whom the study names; the loop waits no longer than it says and goes on where it was."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,16 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedward.common.config import LocalSettings, Study
+from fedward.common.config import EnrolledHospital, LocalSettings, Study
 from fedward.common.errors import CheckpointRefused, QuorumMissed
 from fedward.common.files import canonical_json
 from fedward.common.messages import ANCHOR, CONFIG, FISHER
 from fedward.common.models import build_student, parameter_count
 from fedward.common.npz_files import archive_bytes
+from fedward.server.asking import Asking
 from fedward.server.checkpoint import Progress, load_checkpoint, save_checkpoint
-from fedward.server.rounds import START, enrol, initial_latents, replies, run_rounds
+from fedward.server.roster import Roster, enrol
+from fedward.server.rounds import START, initial_latents, run_rounds
 from fedward.server.study_folder import StudyFolder
 
 Answer = Callable[[Message], Message | None]
@@ -77,6 +79,23 @@ def _never(question: Message) -> None:
     return None
 
 
+def _enrolled(grid: Grid, study: Study, seconds: float) -> dict[int, EnrolledHospital]:
+    roster = Roster(grid, study)
+    enrol(roster, study, seconds)
+    return roster.nodes
+
+
+def _replies(grid: ScriptedGrid, study: Study, node_ids: Iterable[int], seconds: float) -> Iterator[Message]:
+    roster = Roster(ScriptedGrid({node_id: HONEST[node_id] for node_id in node_ids}), study)
+    roster.look()
+    messages = [Message(RecordDict(), node_id, "train") for node_id in node_ids]
+    return Asking(grid, roster, _unasked, lambda: False, seconds).replies(messages)
+
+
+def _unasked(node_id: int) -> Message:
+    raise AssertionError(f"node {node_id} was asked again")
+
+
 HONEST = {100: _claims("hospital-0", 30), 101: _claims("hospital-1", 50), 102: _claims("hospital-2", 20)}
 
 
@@ -86,13 +105,13 @@ def study(make_study: Callable[..., Study], make_local: Callable[..., LocalSetti
 
 
 def test_every_hospital_of_the_study_is_enrolled_with_its_frozen_count(study: Study) -> None:
-    nodes = enrol(ScriptedGrid(dict(HONEST)), study, 5.0)
+    nodes = _enrolled(ScriptedGrid(dict(HONEST)), study, 5.0)
     assert nodes == dict(zip((100, 101, 102), study.hospitals, strict=True))
 
 
 def test_enrolment_does_not_wait_once_all_are_there(study: Study) -> None:
     started = time.monotonic()
-    enrol(ScriptedGrid(dict(HONEST)), study, 60.0)
+    _enrolled(ScriptedGrid(dict(HONEST)), study, 60.0)
     assert time.monotonic() - started < 5.0
 
 
@@ -117,25 +136,25 @@ STRANGERS = {
 @pytest.mark.parametrize("case", STRANGERS)
 def test_a_node_that_is_not_what_it_should_be_is_left_out(study: Study, case: str) -> None:
     grid = ScriptedGrid({101: HONEST[101], 102: HONEST[102], 100: STRANGERS[case]})
-    assert enrol(grid, study, 0.2) == {101: study.hospitals[1], 102: study.hospitals[2]}
+    assert _enrolled(grid, study, 0.2) == {101: study.hospitals[1], 102: study.hospitals[2]}
 
 
 def test_the_weight_is_the_studys_number_never_the_claim(study: Study) -> None:
     """True == 1 and 30.0 == 30 in Python; neither may become a weight of an integer sum."""
-    nodes = enrol(ScriptedGrid(dict(HONEST)), study, 5.0)
+    nodes = _enrolled(ScriptedGrid(dict(HONEST)), study, 5.0)
     assert all(node is hospital for node, hospital in zip(nodes.values(), study.hospitals, strict=True))
 
 
 def test_fewer_than_the_quorum_is_refused_by_name_and_in_time(study: Study) -> None:
     started = time.monotonic()
     with pytest.raises(QuorumMissed, match="1 of the study's hospitals"):
-        enrol(ScriptedGrid({100: HONEST[100], 101: _fails, 102: _never}), study, 0.3)
+        _enrolled(ScriptedGrid({100: HONEST[100], 101: _fails, 102: _never}), study, 0.3)
     assert time.monotonic() - started < 3.0
 
 
 def test_no_node_at_all_is_refused_by_name(study: Study) -> None:
     with pytest.raises(QuorumMissed, match="0 of the study's hospitals"):
-        enrol(ScriptedGrid({}), study, 0.1)
+        _enrolled(ScriptedGrid({}), study, 0.1)
 
 
 def test_a_hospital_that_comes_late_is_let_in(study: Study) -> None:
@@ -144,13 +163,13 @@ def test_a_hospital_that_comes_late_is_let_in(study: Study) -> None:
             self.pulls += 1
             return [100, 101] if self.pulls < 6 else [100, 101, 102]
 
-    assert set(enrol(Late(dict(HONEST)), study, 10.0)) == {100, 101, 102}
+    assert set(_enrolled(Late(dict(HONEST)), study, 10.0)) == {100, 101, 102}
 
 
 def test_replies_come_one_pull_at_a_time(study: Study) -> None:
     """One id a call: Flower's Grid gives all that it is asked for at once, and would hold them all."""
     grid = ScriptedGrid(dict(HONEST))
-    found = replies(grid, [Message(RecordDict(), node_id, "train") for node_id in HONEST], 5.0)
+    found = _replies(grid, study, HONEST, 5.0)
     for pulls, _ in enumerate(found, start=1):
         assert grid.pulls == pulls
 
@@ -158,27 +177,27 @@ def test_replies_come_one_pull_at_a_time(study: Study) -> None:
 def test_replies_that_do_not_come_are_waited_for_so_long_and_no_longer(study: Study) -> None:
     grid = ScriptedGrid({100: HONEST[100], 101: _never})
     started = time.monotonic()
-    found = list(replies(grid, [Message(RecordDict(), node_id, "train") for node_id in (101, 100)], 0.3))
+    found = list(_replies(grid, study, (101, 100), 0.3))
     assert [reply.metadata.src_node_id for reply in found] == [100]
     assert 0.25 < time.monotonic() - started < 3.0
 
 
-def test_a_message_that_the_grid_did_not_take_is_not_waited_for() -> None:
+def test_a_message_that_the_grid_did_not_take_is_not_waited_for(study: Study) -> None:
     class Refusing(ScriptedGrid):
         def push_messages(self, messages: Iterable[Message]) -> list[Any]:
             return ["" for _ in messages]
 
     grid = Refusing(dict(HONEST))
-    assert list(replies(grid, [Message(RecordDict(), 100, "train")], 60.0)) == []
+    assert list(_replies(grid, study, (100,), 60.0)) == []
 
 
-def test_a_grid_that_gives_a_reply_twice_does_not_stop_the_round() -> None:
+def test_a_grid_that_gives_a_reply_twice_does_not_stop_the_round(study: Study) -> None:
     class Stuttering(ScriptedGrid):
         def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
             return [reply for reply in super().pull_messages(message_ids) for _ in range(2)]
 
     grid = Stuttering(dict(HONEST))
-    found = list(replies(grid, [Message(RecordDict(), node_id, "train") for node_id in HONEST], 5.0))
+    found = list(_replies(grid, study, HONEST, 5.0))
     assert len(found) == 6
 
 
