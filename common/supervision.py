@@ -49,10 +49,10 @@ class Program:
 @dataclass
 class _Child:
     program: Program
+    pause: float
     process: "subprocess.Popen[bytes] | None" = None
     started: float = 0.0
     restarts: int = -1
-    pause: float = _FIRST_PAUSE
     due: float = 0.0
 
     def start(self, log: Path) -> None:
@@ -133,7 +133,7 @@ class Supervisor:
         """Prepare; nothing is started yet."""
         self._folder = folder
         self._about = dict(about or {})
-        self._children = {program.name: _Child(program) for program in programs}
+        self._children = {program.name: _Child(program, _FIRST_PAUSE) for program in programs}
 
     def run(self, until: threading.Event, tick: Callable[[], None] = lambda: None) -> None:
         """Start all, restart what dies, call `tick` several times a second; on the event end all.

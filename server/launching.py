@@ -29,11 +29,11 @@ class _Run:
     """A run of a study: of which order, since when, and whether its ServerApp was seen alive."""
 
     number: int
+    pause: float
     run_id: int = 0
     started: float = 0.0
     offset: int = 0
     was_held: bool = False
-    pause: float = _FIRST_PAUSE
     due: float = 0.0
     is_over: bool = False
 
@@ -64,7 +64,7 @@ class Launcher:
         if run is None or run.number != order.number:
             if run is not None:
                 self._stop(run)
-            run = self._runs[order.folder] = _Run(order.number)
+            run = self._runs[order.folder] = _Run(order.number, _FIRST_PAUSE)
         folder = StudyFolder(Path(order.folder))
         if folder.final.exists():
             self._say(order, FINISHED, run)

@@ -1,0 +1,207 @@
+"""Orders are obeyed, a study whose process died is started again, and a refusal waits for a person."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedward.common.config import LocalSettings, Study
+from fedward.common.errors import CheckpointRefused, EngineFailed, SettingRefused
+from fedward.server import launching
+from fedward.server.coordinator import Link
+from fedward.server.launching import Launcher
+from fedward.server.orders import FINISHED, REFUSED, RUNNING, STOPPED, WAITING, Orders
+from fedward.server.study_folder import StudyFolder
+
+
+class FakeControl:
+    """Numbers runs and remembers which were stopped."""
+
+    def __init__(self) -> None:
+        self.started: list[Path] = []
+        self.stopped: list[int] = []
+        self.is_down = False
+
+    def start(self, folder: Path) -> int:
+        if self.is_down:
+            raise EngineFailed("SuperLink does not answer.")
+        self.started.append(folder)
+        return len(self.started)
+
+    def stop(self, run_id: int) -> None:
+        self.stopped.append(run_id)
+
+
+@pytest.fixture
+def study(
+    tmp_path: Path, make_study: Callable[..., Study], make_local: Callable[..., LocalSettings]
+) -> StudyFolder:
+    folder = StudyFolder(tmp_path / "study")
+    folder.create(make_study(make_local()), None)
+    return folder
+
+
+@pytest.fixture
+def orders(tmp_path: Path) -> Orders:
+    return Orders(tmp_path / "c")
+
+
+@pytest.fixture
+def control() -> FakeControl:
+    return FakeControl()
+
+
+@pytest.fixture
+def launcher(orders: Orders, control: FakeControl, monkeypatch: pytest.MonkeyPatch) -> Launcher:
+    monkeypatch.setattr(launching, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(launching, "_FIRST_PAUSE", 0.0)
+    return Launcher(orders, control)  # type: ignore[arg-type]
+
+
+def _state(orders: Orders) -> str:
+    (order,) = orders.all()
+    return orders.report_of(order).state
+
+
+def test_a_study_that_is_wanted_is_started_once(
+    launcher: Launcher, orders: Orders, control: FakeControl, study: StudyFolder
+) -> None:
+    orders.give(study.path, True)
+    assert _state(orders) == WAITING
+    for _ in range(3):
+        launcher.tick()
+    assert control.started == [study.path]
+    with study.held():
+        launcher.tick()
+        assert _state(orders) == RUNNING
+
+
+def test_a_study_whose_process_died_is_stopped_and_started_again(
+    launcher: Launcher, orders: Orders, control: FakeControl, study: StudyFolder
+) -> None:
+    orders.give(study.path, True)
+    launcher.tick()
+    with study.held():
+        launcher.tick()
+    for _ in range(2):
+        launcher.tick()
+    assert control.stopped == [1]
+    assert len(control.started) == 2
+
+
+def test_a_run_that_never_came_to_life_is_started_again(
+    launcher: Launcher,
+    orders: Orders,
+    control: FakeControl,
+    study: StudyFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    orders.give(study.path, True)
+    launcher.tick()
+    monkeypatch.setattr(launching, "_START_SECONDS", 0.0)
+    for _ in range(2):
+        launcher.tick()
+    assert len(control.started) == 2
+
+
+def _refuse(launcher: Launcher, orders: Orders, study: StudyFolder, name: str) -> None:
+    orders.give(study.path, True)
+    launcher.tick()
+    with study.held():
+        launcher.tick()
+        study.note("refused", name=name, message="See here.")
+    for _ in range(3):
+        launcher.tick()
+
+
+def test_a_refusal_waits_for_a_person_and_is_shown_by_name(
+    launcher: Launcher, orders: Orders, control: FakeControl, study: StudyFolder
+) -> None:
+    _refuse(launcher, orders, study, "CheckpointRefused")
+    (order,) = orders.all()
+    assert len(control.started) == 1
+    assert orders.report_of(order).state == REFUSED
+    assert orders.report_of(order).said == "CheckpointRefused: See here."
+    orders.give(study.path, True)  # the person has mended it, and says so
+    launcher.tick()
+    assert len(control.started) == 2
+
+
+def test_a_missed_quorum_is_tried_again_because_hospitals_come_back(
+    launcher: Launcher, orders: Orders, control: FakeControl, study: StudyFolder
+) -> None:
+    _refuse(launcher, orders, study, "QuorumMissed")
+    assert len(control.started) == 2
+
+
+def test_a_refusal_of_an_earlier_run_is_not_this_ones(
+    launcher: Launcher, orders: Orders, control: FakeControl, study: StudyFolder
+) -> None:
+    study.note("refused", name="CheckpointRefused", message="Long ago.")
+    orders.give(study.path, True)
+    launcher.tick()
+    with study.held():
+        launcher.tick()
+    for _ in range(2):
+        launcher.tick()
+    assert len(control.started) == 2
+
+
+def test_a_stopped_study_is_not_worked_for_any_more(
+    launcher: Launcher, orders: Orders, control: FakeControl, study: StudyFolder
+) -> None:
+    orders.give(study.path, True)
+    launcher.tick()
+    orders.give(study.path, False)
+    for _ in range(2):
+        launcher.tick()
+    assert (control.stopped, len(control.started), _state(orders)) == ([1], 1, STOPPED)
+
+
+def test_a_finished_study_is_never_started(
+    launcher: Launcher, orders: Orders, control: FakeControl, study: StudyFolder
+) -> None:
+    np.save(study.final, np.zeros(3, np.float32))
+    orders.give(study.path, True)
+    launcher.tick()
+    assert (control.started, _state(orders)) == ([], FINISHED)
+
+
+def test_a_superlink_that_is_down_is_tried_again(
+    launcher: Launcher, orders: Orders, control: FakeControl, study: StudyFolder
+) -> None:
+    control.is_down = True
+    orders.give(study.path, True)
+    launcher.tick()
+    assert _state(orders) == WAITING
+    control.is_down = False
+    launcher.tick()
+    assert control.started == [study.path]
+
+
+def test_a_new_coordinator_goes_on_with_what_the_last_one_was_told(
+    launcher: Launcher, orders: Orders, control: FakeControl, study: StudyFolder
+) -> None:
+    orders.give(study.path, True)
+    launcher.tick()
+    successor = FakeControl()
+    Launcher(orders, successor).tick()  # type: ignore[arg-type]
+    assert successor.started == [study.path]
+
+
+def test_a_damaged_order_is_refused_by_its_files_name(orders: Orders, tmp_path: Path) -> None:
+    orders.give(tmp_path, True)
+    (file,) = (tmp_path / "c" / "orders").iterdir()
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(CheckpointRefused, match=file.name):
+        orders.all()
+
+
+@pytest.mark.parametrize(
+    "given", [{"certificate": Path("c")}, {"key": Path("k"), "authority": Path("a")}, {"port": 0}]
+)
+def test_half_of_a_links_settings_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(SettingRefused):
+        Link(**given)
