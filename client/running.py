@@ -9,8 +9,9 @@ import typer
 
 from fedward.client.checkup import Finding, findings
 from fedward.client.daemon_client import is_up
-from fedward.client.site import Uplink, command
+from fedward.client.site import command
 from fedward.client.state_folder import require_hospital
+from fedward.client.uplink import Uplink
 from fedward.common.files import config_folder
 from fedward.common.supervision import is_alive, read_processes
 

@@ -7,6 +7,7 @@ from fedward.common.errors import DatasetRefused, OutputRefused
 
 PROFILE = "hospital.json"
 SOCKET, DAEMON_LOCK, SITE_LOCK = "daemon.sock", "daemon.lock", "site.lock"
+NODE_ID = "node-id"
 SECRET_FILE = "superexec.secret"  # noqa: S105 - a file's name
 _LONGEST_PATH = 100  # bytes; the kernel takes 107
 

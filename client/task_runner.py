@@ -53,8 +53,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedward.client.daemon_client import ask
 from fedward.client.frames import Request
-from fedward.client.state_folder import SECRET_FILE
+from fedward.client.state_folder import NODE_ID, SECRET_FILE
 from fedward.common.errors import PayloadRefused
+from fedward.common.files import write_atomically
 from fedward.common.reply_codes import NOT_APPROVED
 from fedward.common.supervision import log_to_stderr, until_signalled
 from fedward.common.thin_app import bundle, bundle_hash
@@ -81,6 +82,7 @@ class TaskRunner:
         self._folder = folder
         self._runtime = runtime
         self._approved = frozenset(approved)
+        self._node_id = 0
 
     def run(self, until: threading.Event) -> None:
         """Take tasks until the event is set; whatever happens to the SuperNode or a task, go on."""
@@ -124,6 +126,7 @@ class TaskRunner:
         task = client.PullTaskInput(PullTaskInputRequest())
         TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
         TaskIdentity.node_id = task.context.node_id
+        self._note_node(task.context.node_id)
         message = _pull(client, task)
         if message is None:
             client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="no message"))
@@ -132,6 +135,12 @@ class TaskRunner:
         client.PushTaskOutput(
             PushTaskOutputRequest(context=task.context, sub_status=SubStatus.COMPLETED, details="")
         )
+
+    def _note_node(self, node_id: int) -> None:
+        """For the next SuperNode, which signs this one off."""
+        if node_id != self._node_id:
+            write_atomically(self._folder / NODE_ID, str(node_id).encode(), 0o600)
+            self._node_id = node_id
 
     def _reply(self, task: PullTaskInputResponse, message: Message) -> Message:
         # Of the bytes, never the hash that stands beside them.

@@ -1,7 +1,9 @@
 """A coordinator and its hospitals as real processes on loopback, to be watched, killed and ended by id."""
 
 import contextlib
+import datetime
 import hashlib
+import ipaddress
 import json
 import os
 import signal
@@ -13,6 +15,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from flwr.proto.control_pb2 import RegisterNodeRequest
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from fedward.common.flower_tools import LOOPBACK, free_port
 from fedward.server.study_folder import StudyFolder
@@ -84,17 +96,27 @@ def _serverapp_of(superexec: int) -> int | None:
 
 
 @contextmanager
-def deployed(study: StudyFolder, path: Path, apart: tuple[int, ...] = ()) -> Iterator[Deployment]:
-    """A coordinator and the study's hospitals, up for the length of the block; those in `apart` stay down."""
+def deployed(
+    study: StudyFolder, path: Path, apart: tuple[int, ...] = (), is_secured: bool = False
+) -> Iterator[Deployment]:
+    """A coordinator and the study's hospitals, up for the length of the block; those in `apart` stay down.
+
+    `is_secured` gives SuperLink a certificate and each hospital's node a registered key.
+    """
     port = free_port()
     folders = sorted((study.path / "hospitals").iterdir())
     coordinator = path / "c"
+    keys = [path / f"node-{number}" for number in range(len(folders))]
+    trust = _trust(path) if is_secured else None
     commands = [["coordinator", "up", "--state", str(coordinator), "--port", str(port)]]
-    commands += [
-        ["hospital", "up", "--state", str(folder), "--superlink", f"{LOOPBACK}:{port}"]
-        for number, folder in enumerate(folders)
-        if number not in apart
-    ]
+    if trust is not None:
+        for name in ("certificate", "key", "authority"):
+            commands[0] += [f"--{name}", str(path / f"{name}.pem")]
+    for number, folder in enumerate(folders):
+        if number not in apart:
+            commands.append(["hospital", "up", "--state", str(folder), "--superlink", f"{LOOPBACK}:{port}"])
+            if trust is not None:
+                commands[-1] += ["--root-certificates", str(trust), "--node-key", str(keys[number])]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with contextlib.ExitStack() as running:
         for number, command in enumerate(commands):
@@ -103,7 +125,66 @@ def deployed(study: StudyFolder, path: Path, apart: tuple[int, ...] = ()) -> Ite
                 [*COMMAND, *command], stdout=log, stderr=subprocess.STDOUT, env=environment
             )
             running.callback(_ended, process)
+            if number == 0 and trust is not None:
+                _register(f"{LOOPBACK}:{port}", trust, keys)
         yield Deployment(coordinator, folders, study, f"{LOOPBACK}:{port}")
+
+
+def _trust(path: Path) -> Path:
+    """An authority, and SuperLink's certificate for loopback, as PEM files in `path`."""
+    authority, server = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
+    own, name = _named("authority"), _named(LOOPBACK)
+    addresses = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(LOOPBACK))])
+    for_authority = x509.BasicConstraints(ca=True, path_length=None)
+    top = _certificate(own, authority, own, authority, for_authority)
+    below = _certificate(name, server, own, authority, addresses)
+    (path / "authority.pem").write_bytes(top.public_bytes(Encoding.PEM))
+    (path / "certificate.pem").write_bytes(below.public_bytes(Encoding.PEM))
+    plain = server.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (path / "key.pem").write_bytes(plain)
+    return path / "authority.pem"
+
+
+def _named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+
+
+def _certificate(
+    subject: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Name,
+    by: ec.EllipticCurvePrivateKey,
+    extension: x509.ExtensionType,
+) -> x509.Certificate:
+    now = datetime.datetime.now(datetime.UTC)
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(now - datetime.timedelta(minutes=5))
+    builder = builder.not_valid_after(now + datetime.timedelta(hours=1))
+    return builder.add_extension(extension, critical=False).sign(by, hashes.SHA256())
+
+
+def _register(address: str, trust: Path, keys: list[Path]) -> None:
+    """Make each node's key and tell SuperLink of it."""
+    control = ControlHttpClient.from_server_address(
+        server_address=address,
+        insecure=False,
+        root_certificates=str(trust),
+        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+    )
+    for path in keys:
+        key = ec.generate_private_key(ec.SECP384R1())
+        path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+        request = RegisterNodeRequest(public_key=public_key_to_bytes(key.public_key()))
+        wait_for(lambda request=request: _answered(control, request))  # type: ignore[misc]
+
+
+def _answered(control: ControlHttpClient, request: RegisterNodeRequest) -> bool:
+    try:
+        control.RegisterNode(request)
+    except httpx.TransportError:
+        return False
+    return True
 
 
 def _ended(process: "subprocess.Popen[bytes]") -> None:

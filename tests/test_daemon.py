@@ -140,7 +140,7 @@ def test_a_path_that_no_socket_can_have_is_refused() -> None:
         socket_address(Path("/") / ("x" * 200))
 
 
-LIGHT = ("task_runner", "daemon_client", "frames", "site", "state_folder")
+LIGHT = ("task_runner", "daemon_client", "frames", "site", "state_folder", "supernode", "uplink")
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -116,6 +116,21 @@ def test_whoever_is_killed_the_study_goes_on_by_itself_to_the_same_model(
 
 
 @pytest.mark.slow
+def test_over_tls_a_killed_node_signs_off_by_its_key_and_is_back_long_before_flowers_minute(
+    studies: MakeStudies, tmp_path: Path
+) -> None:
+    study, expected = studies(3)
+    with deployed(study, tmp_path, is_secured=True) as deployment:
+        deployment.order("start", str(study.path))
+        wait_for(deployment.opened(2), 300.0)
+        for number in (0, 1):
+            deployment.kill(deployment.hospitals[number], "supernode")
+        wait_for(study.final.exists, 200.0)
+        _assert_as_undisturbed(deployment, expected)
+    assert max(event["seconds"] for event in deployment.events("closed")) < 45.0
+
+
+@pytest.mark.slow
 def test_a_coordinator_that_is_ended_in_a_round_goes_on_when_it_is_up_again(
     studies: MakeStudies, tmp_path: Path
 ) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from fedward.client import checkup
 from fedward.client.checkup import findings
-from fedward.client.site import Uplink, command
+from fedward.client.site import command
 from fedward.client.state_folder import SECRET_FILE
+from fedward.client.uplink import Uplink
 from fedward.common.config import LocalSettings, Study
 from fedward.common.errors import SettingRefused
 from fedward.server.study_folder import StudyFolder
@@ -44,7 +45,7 @@ def test_an_uplink_whose_parts_do_not_fit_is_refused(uplink: dict[str, object], 
 
 
 def test_a_coordinator_elsewhere_is_reached_by_tls_with_the_nodes_own_key() -> None:
-    options = Uplink("coordinator.example:443", Path("/ca.pem"), Path("/node")).options()
+    options = Uplink("coordinator.example:443", Path("/ca.pem"), Path("/node")).flower_options()
     assert "--insecure" not in options
     assert options[options.index("--root-certificates") + 1] == "/ca.pem"
     assert options[options.index("--auth-supernode-private-key") + 1] == "/node"
