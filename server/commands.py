@@ -1,145 +1,15 @@
-"""`fedward coordinator`: its processes and its studies."""
-
-import json
-import time
-from pathlib import Path
-from typing import Annotated, Any
+"""`fedward coordinator`: the coordinator's own side."""
 
 import typer
 
-from fedward.common import errors
-from fedward.common.errors import EngineFailed, Refusal
-from fedward.common.files import config_folder
-from fedward.common.printing import unmistakable
-from fedward.common.supervision import is_alive, log_to_stderr, read_processes, until_signalled
-from fedward.server.checkpoint import load_checkpoint
-from fedward.server.coordinator import PORT, Link, run_coordinator
-from fedward.server.orders import FINISHED, REFUSED, STOPPED, Order, Orders
-from fedward.server.progress import read_events
-from fedward.server.study_folder import PROGRESS, StudyFolder
-
-_LOOK_SECONDS = 0.5
+from fedward.server.study_commands import resume, start, status, stop, up
 
 # Without typer's own tracebacks, which show local variables.
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="The coordinator's own side.")
-State = Annotated[Path | None, typer.Option(help="The coordinator's state folder.")]
-StudyPath = Annotated[Path, typer.Argument(help="The study's folder.")]
-Wait = Annotated[bool, typer.Option("--wait", help="Return when the study is finished or refused.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+for command in (up, start, resume, stop, status):
+    app.command()(command)
 
 
 @app.callback()
 def coordinator() -> None:
     """The coordinator's own side."""
-
-
-@app.command()
-def up(
-    state: State = None,
-    port: Annotated[int, typer.Option(help="SuperLink's port, on loopback.")] = PORT,
-    certificate: Annotated[Path | None, typer.Option(help="SuperLink's certificate, PEM.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
-    authority: Annotated[Path | None, typer.Option(help="The authority that signed it, PEM.")] = None,
-) -> None:
-    """Run the coordinator and its studies, until SIGTERM or Ctrl-C; what dies is started again."""
-    log_to_stderr()
-    run_coordinator(_folder(state), Link(port, certificate, key, authority), until_signalled())
-
-
-@app.command()
-def start(study: StudyPath, state: State = None, wait: Wait = False, as_json: AsJson = False) -> None:
-    """Start a study."""
-    StudyFolder(study).study()
-    _ordered(_folder(state), study, True, wait, as_json)
-
-
-@app.command()
-def resume(study: StudyPath, state: State = None, wait: Wait = False, as_json: AsJson = False) -> None:
-    """Go on with a study from its last closed round."""
-    folder = StudyFolder(study)
-    load_checkpoint(folder.checkpoint, folder.study())
-    _ordered(_folder(state), study, True, wait, as_json)
-
-
-@app.command()
-def stop(study: StudyPath, state: State = None, as_json: AsJson = False) -> None:
-    """Stop a study; its closed rounds are kept, and `resume` goes on from them."""
-    StudyFolder(study).study()
-    _ordered(_folder(state), study, False, False, as_json)
-
-
-@app.command()
-def status(state: State = None, as_json: AsJson = False) -> None:
-    """Show the coordinator's processes, and of each study its rounds, hospitals and refusals."""
-    folder = _folder(state)
-    processes, orders = read_processes(folder), Orders(folder)
-    studies = [_study_status(orders, order) for order in orders.all()]
-    children = {} if processes is None else processes["children"]
-    alive = {name: {**child, "alive": is_alive(child["pid"])} for name, child in children.items()}
-    if as_json:
-        typer.echo(
-            json.dumps({"schema": 1, "up": processes is not None, "children": alive, "studies": studies})
-        )
-        return
-    typer.echo(
-        "The coordinator is up." if processes else "The coordinator is down: `fedward coordinator up`."
-    )
-    for name, child in alive.items():
-        typer.echo(f"{name} {'runs' if child['alive'] else 'is being restarted'} (process {child['pid']})")
-    for one in studies:
-        _show(one)
-
-
-def _folder(state: Path | None) -> Path:
-    return state or config_folder() / "coordinator"
-
-
-def _ordered(state: Path, study: Path, wanted: bool, wait: bool, as_json: bool) -> None:
-    orders = Orders(state)
-    order = orders.give(study, wanted)
-    if not wait:
-        is_up = read_processes(state) is not None
-        said = "Ordered." if is_up else "Ordered; it begins when `fedward coordinator up` runs."
-        typer.echo(json.dumps({"schema": 1, "order": order.number, "up": is_up}) if as_json else said)
-        return
-    while (report := orders.report_of(order)).state not in (FINISHED, REFUSED, STOPPED):
-        time.sleep(_LOOK_SECONDS)
-    if report.state == REFUSED:
-        raise _refusal(report.said)
-    typer.echo(json.dumps({"schema": 1, **report.__dict__}) if as_json else f"The study is {report.state}.")
-
-
-def _refusal(said: str) -> Refusal:
-    name, _, sentence = said.partition(": ")
-    kind = getattr(errors, name, None)
-    if isinstance(kind, type) and issubclass(kind, Refusal):
-        return kind(sentence)
-    return EngineFailed(said)
-
-
-def _study_status(orders: Orders, order: Order) -> dict[str, Any]:
-    folder, report = StudyFolder(Path(order.folder)), orders.report_of(order)
-    study = folder.study()
-    events = read_events(folder.path / PROGRESS, 0)[0]
-    closed = [event for event in events if event["event"] == "closed"]
-    last = closed[-1] if closed else {}
-    return {
-        "study": study.name,
-        "folder": order.folder,
-        "state": report.state,
-        "said": report.said,
-        "rounds": {"closed": last.get("round", 0), "of": study.rounds},
-        "replies": last.get("replies"),
-        "refusals": last.get("refusals", []),
-        "uplink_bytes": sum(event["uplink_bytes"] for event in closed),
-        "downlink_bytes": sum(event["downlink_bytes"] for event in closed),
-    }
-
-
-def _show(one: dict[str, Any]) -> None:
-    rounds = one["rounds"]
-    typer.echo(f"{unmistakable(one['study'])}: {one['state']}, round {rounds['closed']} of {rounds['of']}")
-    if one["said"]:
-        typer.echo(f"  {unmistakable(one['said'])}")
-    for lost in one["refusals"]:
-        typer.echo("  " + unmistakable(f"{lost['hospital']}: {lost['name']}: {lost['message']}"))

@@ -10,9 +10,9 @@ import pytest
 from fedward.common.config import LocalSettings, Study
 from fedward.common.errors import CheckpointRefused, EngineFailed, SettingRefused
 from fedward.server import launching
-from fedward.server.coordinator import Link
 from fedward.server.launching import Launcher
 from fedward.server.orders import FINISHED, REFUSED, RUNNING, STOPPED, WAITING, Orders
+from fedward.server.processes import Link
 from fedward.server.study_folder import StudyFolder
 
 
