@@ -3,6 +3,7 @@
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from fedward.client.app import STATE_FOLDER
 from fedward.client.frames import ASK, HEALTH, Request, pack_answer, unpack_request
 from fedward.client.state_folder import SOCKET, socket_address
 from fedward.common.errors import OutputRefused, PayloadRefused
+from fedward.common.files import canonical_json
 from fedward.common.reply_codes import REFUSED
 
 _WORKERS = 4
@@ -60,7 +62,7 @@ class DaemonService(grpc.GenericRpcHandler):
             request = unpack_request(chunks)
             with self._turn:
                 # Work that nobody waits for any more is not begun; what is begun is finished and stored.
-                answer = self._answer(request) if context.is_active() else Error(ErrorCode.UNKNOWN)
+                answer = self._timed(request) if context.is_active() else Error(ErrorCode.UNKNOWN)
         except PayloadRefused as refusal:
             answer = Error(REFUSED, f"{refusal.name}: {refusal}")
         except Exception:
@@ -68,6 +70,12 @@ class DaemonService(grpc.GenericRpcHandler):
             _log.exception("a message could not be answered")
             answer = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "")
         yield from pack_answer(answer)
+
+    def _timed(self, request: Request) -> RecordDict | Error:
+        started = time.monotonic()
+        answer = self._answer(request)
+        _log.info("%s", canonical_json(_entry(request, answer, time.monotonic() - started)).decode())
+        return answer
 
     def _answer(self, request: Request) -> RecordDict | Error:
         message = Message(request.content, _NODE, request.kind, ttl=max(1.0, request.seconds))
@@ -81,6 +89,12 @@ class DaemonService(grpc.GenericRpcHandler):
         )
         reply = self._app(message, context)
         return reply.error if reply.has_error() else reply.content
+
+
+def _entry(request: Request, answer: RecordDict | Error, seconds: float) -> dict[str, object]:
+    """A line of the log: what kind of message, how long, and whether an error was its answer."""
+    code = answer.code if isinstance(answer, Error) else 0
+    return {"event": "answered", "kind": request.kind, "seconds": round(seconds, 3), "error": code}
 
 
 def serve(service: DaemonService, folder: Path) -> grpc.Server:

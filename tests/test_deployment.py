@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployment import Deployment, deployed, wait_for
 
 from fedward.client.egress_log import LOG
 from fedward.client.registry import Registry
 from fedward.common.config import LocalSettings, Study
 from fedward.common.ledger import Ledger
 from fedward.server.study_folder import StudyFolder
+from fedward.simulations.deployment import Deployment, deployed, wait_for
 from fedward.simulations.federation import run_in_process
 
 MakeStudies = Callable[..., tuple[StudyFolder, "Expected"]]

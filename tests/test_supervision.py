@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -10,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from deployment import wait_for
 
 from fedward.common import supervision
 from fedward.common.supervision import PROCESSES, Program, Supervisor, is_alive, read_processes
+from fedward.simulations.deployment import wait_for
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 STUBBORN = [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"]
@@ -101,3 +102,18 @@ def test_an_error_of_the_tick_ends_the_children_and_is_not_swallowed(tmp_path: P
     with pytest.raises(KeyError):
         supervisor.run(threading.Event(), fail)
     assert not (tmp_path / PROCESSES).exists()
+
+
+def test_children_end_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    code = f"""
+import threading
+from pathlib import Path
+from fedward.common.supervision import Program, Supervisor
+Supervisor(Path({str(tmp_path)!r}), [Program("a", {SLEEP!r})]).run(threading.Event())
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    supervisor = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    pid = _child(tmp_path, "a")["pid"]
+    supervisor.kill()
+    supervisor.wait()
+    wait_for(lambda: not is_alive(pid), 10.0)

@@ -1,0 +1,108 @@
+"""The task runner accepts only bundles that the site approved, by their bytes, and passes the rest on."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.proto.fab_pb2 import Fab
+from flwr.proto.runtime_pb2 import PullTaskInputResponse
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedward.client import task_runner
+from fedward.client.frames import Request
+from fedward.client.task_runner import TaskRunner
+from fedward.common.errors import PayloadRefused
+from fedward.common.messages import refusal_text
+from fedward.common.reply_codes import NO_DAEMON, NOT_APPROVED
+from fedward.common.thin_app import bundle, bundle_hash
+
+OWN = bundle_hash(bundle())
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """What reached the daemon."""
+    found: list[Request] = []
+
+    def ask(folder: Path, request: Request) -> RecordDict:
+        found.append(request)
+        return RecordDict({"c": ConfigRecord({"said": b"yes"})})
+
+    monkeypatch.setattr(task_runner, "ask", ask)
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    return found
+
+
+def _task(content: bytes, claimed: str = OWN) -> PullTaskInputResponse:
+    return PullTaskInputResponse(fab=Fab(content=content, hash_str=claimed))
+
+
+def _message(ttl: float = 50.0) -> Message:
+    return Message(RecordDict({"c": ConfigRecord({"a": b"b"})}), 1, "train", ttl=ttl)
+
+
+def _reply(content: bytes, approved: list[str], claimed: str = OWN) -> Message:
+    runner = TaskRunner(Path("/nowhere"), "127.0.0.1:1", approved)
+    return runner._reply(_task(content, claimed), _message())
+
+
+def test_the_installed_versions_own_bundle_is_passed_on(asked: list[Request]) -> None:
+    reply = _reply(bundle(), [OWN])
+    assert reply.content.config_records["c"]["said"] == b"yes"
+    assert (asked[0].kind, asked[0].content.config_records["c"]["a"]) == ("train", b"b")
+
+
+def test_the_bundle_is_the_same_to_the_bit_each_time() -> None:
+    assert bundle() == bundle()
+
+
+@pytest.mark.parametrize("claimed", [OWN, "", bundle_hash(b"code")])
+def test_another_bundle_is_refused_whatever_hash_it_claims(asked: list[Request], claimed: str) -> None:
+    reply = _reply(b"code", [OWN], claimed)
+    assert reply.error.code == NOT_APPROVED
+    assert asked == []
+    assert refusal_text(reply)[0] == "BundleNotApproved"
+
+
+def test_a_further_bundle_that_the_site_approved_is_passed_on(asked: list[Request]) -> None:
+    assert _reply(b"code", [OWN, bundle_hash(b"code")]).has_content()
+
+
+def test_the_daemon_is_given_the_time_that_the_message_has_left(asked: list[Request]) -> None:
+    _reply(bundle(), [OWN])
+    assert 40.0 < asked[0].seconds < 50.0
+
+
+def test_a_silent_daemon_is_named_so_to_the_coordinator() -> None:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    reply = Message(Error(NO_DAEMON, "anything"), reply_to=_message())
+    assert refusal_text(reply) == ("DaemonSilent", "The hospital's daemon did not answer in time.")
+
+
+def test_an_answer_that_cannot_be_read_is_an_error_without_words(
+    asked: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise PayloadRefused("Jane Doe")
+
+    monkeypatch.setattr(task_runner, "ask", fail)
+    assert _reply(bundle(), [OWN]).error.reason == ""
+
+
+def test_it_goes_on_while_there_is_no_supernode(tmp_path: Path) -> None:
+    """`run` ends by its event alone."""
+    (tmp_path / "superexec.secret").write_bytes(b"s" * 32)
+    tries: list[float] = []
+
+    class Until:
+        def wait(self, seconds: float) -> bool:
+            tries.append(seconds)
+            return len(tries) > 3
+
+    started = time.monotonic()
+    TaskRunner(tmp_path, "127.0.0.1:1", [OWN]).run(Until())  # type: ignore[arg-type]
+    assert tries == sorted(tries)
+    assert tries[-1] > tries[0]
+    assert time.monotonic() - started < 20.0
