@@ -42,14 +42,17 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    pull_and_inflate_object_from_tree,
+    push_objects,
+)
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedward.client.daemon_client import ask
 from fedward.client.frames import Request
@@ -63,6 +66,8 @@ from fedward.common.thin_app import bundle, bundle_hash
 _COMPONENT = "flwr-clientapp"  # the SuperNode checks versions by these names
 _PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 2.0
+_LONGEST_PULL_PAUSE_SECONDS = 0.5
+_LONGEST_PULL_SECONDS = 3600.0
 _LONGEST_SECONDS = 12 * 3600.0  # of a message, as Flower's own
 _SPARE_SECONDS = 1.0  # left of a message's time for its reply's way back
 _log = logging.getLogger(__name__)
@@ -83,6 +88,7 @@ class TaskRunner:
         self._runtime = runtime
         self._approved = frozenset(approved)
         self._node_id = 0
+        self._given_up = threading.Event()
 
     def run(self, until: threading.Event) -> None:
         """Take tasks until the event is set; whatever happens to the SuperNode or a task, go on."""
@@ -96,14 +102,22 @@ class TaskRunner:
                 try:
                     taken = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
                     pause = _PAUSE_SECONDS
-                    if taken.token:
-                        self._do(taken.token)
                 except (httpx.HTTPError, ValueError) as error:
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
                     _log.info("the SuperNode does not answer (%s); trying again", type(error).__name__)
-                except Exception:
-                    pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                    _log.exception("a task failed")
+                    continue
+                if taken.token:
+                    self._begin(taken.token)
+
+    def _begin(self, token: str) -> None:
+        """Do a task beside this loop, and give up the one before.
+
+        The SuperNode has one message at a time in hand, so a new task says that the last one is answered or
+        dead. A run that ends while its message is fetched leaves a task whose message never comes whole.
+        """
+        self._given_up.set()
+        self._given_up = threading.Event()
+        threading.Thread(target=self._do, args=(token, self._given_up), daemon=True).start()
 
     def _client(self, component: str, *more: object) -> RuntimeHttpClient:
         return RuntimeHttpClient.from_server_address(
@@ -113,25 +127,26 @@ class TaskRunner:
             interceptors=[RuntimeVersionHttpInterceptor(component_name=component), *more],  # type: ignore[list-item]
         )
 
-    def _do(self, token: str) -> None:
+    def _do(self, token: str, given_up: threading.Event) -> None:
         with self._client(_COMPONENT, RuntimeTokenHttpInterceptor(token)) as client:
-            beating = HeartbeatSender(lambda: _beat(client))
+            beating = HeartbeatSender(lambda: given_up.is_set() or _beat(client))
             beating.start()
             try:
-                self._answer(client)
+                self._answer(client, given_up)
+            except Exception:
+                _log.exception("a task failed")
             finally:
                 beating.stop()
 
-    def _answer(self, client: RuntimeHttpClient) -> None:
+    def _answer(self, client: RuntimeHttpClient, given_up: threading.Event) -> None:
         task = client.PullTaskInput(PullTaskInputRequest())
-        TaskIdentity.task_id, TaskIdentity.run_id = task.task_id, task.run.run_id
-        TaskIdentity.node_id = task.context.node_id
         self._note_node(task.context.node_id)
-        message = _pull(client, task)
-        if message is None:
-            client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="no message"))
+        message = _pull(client, task, given_up)
+        reply = None if message is None else self._reply(task, message)
+        if reply is None or given_up.is_set():
+            client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="given up"))
             return
-        _push(client, task, self._reply(task, message))
+        _push(client, task, reply)
         client.PushTaskOutput(
             PushTaskOutputRequest(context=task.context, sub_status=SubStatus.COMPLETED, details="")
         )
@@ -170,17 +185,35 @@ def _beat(client: RuntimeHttpClient) -> bool:
     return True
 
 
-def _pull(client: RuntimeHttpClient, task: PullTaskInputResponse) -> Message | None:
+def _pull(
+    client: RuntimeHttpClient, task: PullTaskInputResponse, given_up: threading.Event
+) -> Message | None:
+    """The task's message, once the SuperNode has all of it; None where there is none, or it is given up."""
     found = client.PullMessages(PullAppMessagesRequest())
     if not found.messages_list:
         return None
     node, run_id, tree = Node(node_id=task.context.node_id), task.run.run_id, found.message_object_trees[0]
-    message = pull_and_inflate_object_from_tree(
-        tree,
-        make_pull_object_fn_protobuf(client.PullObject, node, run_id),
-        make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run_id),
-        return_type=Message,
-    )
+    pull = make_pull_object_fn_protobuf(client.PullObject, node, run_id)
+
+    def pulled(object_id: str) -> bytes:
+        if given_up.is_set():
+            raise ObjectPullError(object_id, "given up")
+        return pull(object_id)
+
+    try:
+        message = pull_and_inflate_object_from_tree(
+            tree,
+            pulled,
+            make_confirm_message_received_fn_protobuf(client.ConfirmMessageReceived, node, run_id),
+            return_type=Message,
+            max_time=_LONGEST_PULL_SECONDS,
+            max_tries_per_object=None,
+            initial_backoff=_PAUSE_SECONDS,
+            backoff_cap=_LONGEST_PULL_PAUSE_SECONDS,
+        )
+    except ObjectPullError as error:
+        _log.info("a message did not come whole: %s", error)
+        return None
     # A message without its content does not carry its id.
     message.metadata.__dict__["_message_id"] = tree.object_id
     return message
