@@ -36,10 +36,17 @@ class Control:
         Raises:
             EngineFailed: SuperLink does not answer or did not take the run.
         """
-        content = bundle()
+        return self.start_bundle(bundle(), {STUDY_FOLDER: str(study_folder)})
+
+    def start_bundle(self, content: bytes, config: dict[str, bool | float | int | str]) -> int:
+        """Start a run of any bundle, with entries of its configuration replaced, and return its id.
+
+        Raises:
+            EngineFailed: SuperLink does not answer or did not take the run.
+        """
         request = StartRunRequest(
             fab=fab_to_proto(Fab(bundle_hash(content), content, {})),
-            override_config=user_config_to_proto({STUDY_FOLDER: str(study_folder)}),
+            override_config=user_config_to_proto(config),
         )
         try:
             started = self._client.StartRun(request)

@@ -1,0 +1,33 @@
+"""The study takes the slowest answer off each round, and reads what the daemon's log says and nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from fedward.simulations.phantoms import make_phantoms
+from fedward.simulations.shipped_flower import _read
+from fedward.simulations.studies.round_overhead import _answers, make_federation, overhead_study
+
+
+def test_answers_are_read_in_order_and_other_lines_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text(
+        '2026 INFO x {"error":0,"event":"answered","kind":"query","seconds":9.0}\n'
+        '2026 INFO x {"error":0,"event":"answered","kind":"train","seconds":0.5}\n'
+        "2026 INFO the daemon is up\n"
+        '2026 INFO x {"error":0,"event":"answered","kind":"train","seconds":0.25}\n'
+    )
+    assert _answers(tmp_path / "log") == [0.5, 0.25]
+
+
+def test_rounds_of_flower_are_known_by_when_the_next_one_begins(tmp_path: Path) -> None:
+    assert _read(tmp_path / "times") == []
+    (tmp_path / "times").write_text("1.0\n2.5\n")
+    assert _read(tmp_path / "times") == [1.0, 2.5]
+
+
+@pytest.mark.parametrize("rounds", [1, 10])
+def test_its_federation_is_one_that_the_study_names(tmp_path: Path, rounds: int) -> None:
+    study = overhead_study(rounds)
+    folder = make_federation(tmp_path / "s", study, make_phantoms(size=16, counts=(100, 20, 20), seed=0))
+    assert folder.study() == study
+    assert len(list((folder.path / "hospitals").iterdir())) == len(study.hospitals)
