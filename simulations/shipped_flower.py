@@ -1,4 +1,4 @@
-"""Flower as it is shipped, to measure ours beside it: subprocess isolation, its own FedAvg and its own polling.
+"""Flower as it is shipped, to measure ours beside it: subprocess isolation, its own FedAvg and polling.
 
 The app does no work: two nodes, a vector of 4 kB, training and evaluation. Its ServerApp notes when each
 round begins.

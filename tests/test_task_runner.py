@@ -1,5 +1,6 @@
 """The task runner accepts only bundles that the site approved, by their bytes, and passes the rest on."""
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.proto.fab_pb2 import Fab
-from flwr.proto.runtime_pb2 import PullTaskInputResponse
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.message_pb2 import ObjectTree, PullObjectResponse
+from flwr.proto.runtime_pb2 import PullAppMessagesResponse, PullTaskInputResponse
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedward.client import task_runner
 from fedward.client.frames import Request
-from fedward.client.task_runner import TaskRunner
+from fedward.client.task_runner import TaskRunner, _pull
 from fedward.common.errors import PayloadRefused
 from fedward.common.messages import refusal_text
 from fedward.common.reply_codes import NO_DAEMON, NOT_APPROVED
@@ -106,3 +109,34 @@ def test_it_goes_on_while_there_is_no_supernode(tmp_path: Path) -> None:
     assert tries == sorted(tries)
     assert tries[-1] > tries[0]
     assert time.monotonic() - started < 20.0
+
+
+def test_a_new_task_gives_up_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends while the SuperNode fetches its message leaves a task whose message never comes."""
+    begun: list[threading.Event] = []
+    monkeypatch.setattr(TaskRunner, "_do", lambda self, token, given_up: begun.append(given_up))
+    runner = TaskRunner(Path("/nowhere"), "127.0.0.1:1", [OWN])
+    for token in ("first", "second"):
+        runner._begin(token)
+    assert [event.is_set() for event in begun] == [True, False]
+
+
+def test_a_message_that_never_comes_whole_is_waited_for_until_it_is_given_up() -> None:
+    class Client:
+        def PullMessages(self, request: object) -> PullAppMessagesResponse:
+            return PullAppMessagesResponse(
+                messages_list=[ProtoMessage()], message_object_trees=[ObjectTree(object_id="a" * 64)]
+            )
+
+        def PullObject(self, request: object) -> PullObjectResponse:
+            return PullObjectResponse(object_found=True, object_available=False)
+
+    given_up, found = threading.Event(), []
+    task = PullTaskInputResponse(fab=Fab(content=bundle()))
+    waiting = threading.Thread(target=lambda: found.append(_pull(Client(), task, given_up)))  # type: ignore[arg-type]
+    waiting.start()
+    waiting.join(0.5)
+    assert waiting.is_alive()
+    given_up.set()
+    waiting.join(10)
+    assert found == [None]
