@@ -1,4 +1,4 @@
-"""The study takes the slowest answer off each round, and reads what the daemon's log says and nothing else."""
+"""The study reads what the daemon's log says of each round and when Flower's own rounds begin."""
 
 from pathlib import Path
 

@@ -128,6 +128,8 @@ def test_a_message_that_never_comes_whole_is_waited_for_until_it_is_given_up() -
                 messages_list=[ProtoMessage()], message_object_trees=[ObjectTree(object_id="a" * 64)]
             )
 
+        ConfirmMessageReceived = None
+
         def PullObject(self, request: object) -> PullObjectResponse:
             return PullObjectResponse(object_found=True, object_available=False)
 

@@ -125,9 +125,7 @@ def _measure(key: Row, out: Path) -> Row:
 def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each.")] = 10,
-    out: Annotated[Path, typer.Option(help="Folder for the rows and the logs.")] = Path(
-        "runs/round_overhead"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder for the rows and the logs.")] = _OUT,
 ) -> None:
     """Measure the overhead of a round, and Flower as shipped beside it."""
     keys: list[Row] = [{"engine": engine, "rounds": rounds} for engine in (FEDWARD, SHIPPED)]
