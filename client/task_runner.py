@@ -89,16 +89,21 @@ class TaskRunner:
         self._approved = frozenset(approved)
         self._node_id = 0
         self._given_up = threading.Event()
+        self._is_stuck = threading.Event()
 
-    def run(self, until: threading.Event) -> None:
-        """Take tasks until the event is set; whatever happens to the SuperNode or a task, go on."""
+    def run(self, until: threading.Event) -> bool:
+        """Take tasks until the event is set; whatever happens to the SuperNode or a task, go on.
+
+        Returns whether it ended well. It does not where a reply was handed over in part: the SuperNode would
+        wait for the rest for ever, and is restarted together with this process.
+        """
         secret = (self._folder / SECRET_FILE).read_bytes()
         signer = SuperExecAuthHttpInterceptor(
             master_secret=secret, protected_methods=frozenset({"/flwr.proto.Runtime/AcquireTask"})
         )
         pause = _PAUSE_SECONDS
         with self._client("SuperExec", signer) as client:
-            while not until.wait(pause):
+            while not until.wait(pause) and not self._is_stuck.is_set():
                 try:
                     taken = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
                     pause = _PAUSE_SECONDS
@@ -108,6 +113,7 @@ class TaskRunner:
                     continue
                 if taken.token:
                     self._begin(taken.token)
+        return not self._is_stuck.is_set()
 
     def _begin(self, token: str) -> None:
         """Do a task beside this loop, and give up the one before.
@@ -146,10 +152,17 @@ class TaskRunner:
         if reply is None or given_up.is_set():
             client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="given up"))
             return
-        _push(client, task, reply)
+        self._hand_over(client, task, reply)
         client.PushTaskOutput(
             PushTaskOutputRequest(context=task.context, sub_status=SubStatus.COMPLETED, details="")
         )
+
+    def _hand_over(self, client: RuntimeHttpClient, task: PullTaskInputResponse, reply: Message) -> None:
+        try:
+            _push(client, task, reply)
+        except Exception:
+            self._is_stuck.set()
+            raise
 
     def _note_node(self, node_id: int) -> None:
         """For the next SuperNode, which signs this one off."""
@@ -252,8 +265,7 @@ def main() -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     until = until_signalled()
     approved = [bundle_hash(bundle()), *options.approve]
-    TaskRunner(options.state.resolve(), options.runtime, approved).run(until)
-    return 0
+    return 0 if TaskRunner(options.state.resolve(), options.runtime, approved).run(until) else 1
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedward.common.errors import EngineFailed, QuorumMissed
+from fedward.common.errors import EngineFailed, QuorumMissed, Refusal
 from fedward.server.control import Control
 from fedward.server.orders import FINISHED, REFUSED, RUNNING, STOPPED, WAITING, Order, Orders, Report
 from fedward.server.progress import read_events
@@ -83,6 +83,12 @@ class Launcher:
             self._start(order, run, folder)
 
     def _start(self, order: Order, run: _Run, folder: StudyFolder) -> None:
+        try:
+            folder.study()
+        except Refusal as refusal:
+            run.is_over = True
+            self._say(order, REFUSED, run, f"{refusal.name}: {refusal}")
+            return
         watched = folder.path / PROGRESS
         run.offset = watched.stat().st_size if watched.exists() else 0
         try:

@@ -107,15 +107,17 @@ def _refusal(said: str) -> Refusal:
 
 def _study_status(orders: Orders, order: Order) -> dict[str, Any]:
     folder, report = StudyFolder(Path(order.folder)), orders.report_of(order)
-    study = folder.study()
-    events = read_events(folder.path / PROGRESS, 0)[0]
-    closed = [event for event in events if event["event"] == "closed"]
+    about = {"folder": order.folder, "state": report.state, "said": report.said}
+    try:
+        study = folder.study()
+    except Refusal as refusal:
+        gone = {"study": order.folder, "rounds": {"closed": 0, "of": 0}, "refusals": []}
+        return {**gone, **about, "said": f"{refusal.name}: {refusal}"}
+    closed = [event for event in read_events(folder.path / PROGRESS, 0)[0] if event["event"] == "closed"]
     last = closed[-1] if closed else {}
     return {
         "study": study.name,
-        "folder": order.folder,
-        "state": report.state,
-        "said": report.said,
+        **about,
         "rounds": {"closed": last.get("round", 0), "of": study.rounds},
         "replies": last.get("replies"),
         "refusals": last.get("refusals", []),

@@ -105,6 +105,8 @@ class StudyFolder:
     @property
     def is_held(self) -> bool:
         """Whether a process runs this study now."""
+        if not self.path.is_dir():
+            return False
         try:
             with only_holder(self.path / _LOCK, 0.0, ""):
                 return False

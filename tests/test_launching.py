@@ -1,5 +1,6 @@
 """Orders are obeyed, a study whose process died is started again, and a refusal waits for a person."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,31 @@ def test_a_new_coordinator_goes_on_with_what_the_last_one_was_told(
     successor = FakeControl()
     Launcher(orders, successor).tick()  # type: ignore[arg-type]
     assert successor.started == [study.path]
+
+
+def test_a_study_whose_folder_is_gone_is_refused_by_name_and_shown(
+    launcher: Launcher, orders: Orders, control: FakeControl, tmp_path: Path, fedward: Callable[..., Any]
+) -> None:
+    orders.give(tmp_path / "gone", True)
+    launcher.tick()
+    assert (control.started, _state(orders)) == ([], REFUSED)
+    status = fedward("coordinator", "status", "--state", tmp_path / "c", "--json")
+    assert status.code == 0
+    assert "CheckpointRefused" in json.loads(status.out)["studies"][0]["said"]
+
+
+def test_orders_are_given_by_the_commands_and_only_for_a_study(
+    orders: Orders, study: StudyFolder, tmp_path: Path, fedward: Callable[..., Any]
+) -> None:
+    state = ("--state", tmp_path / "c")
+    assert fedward("coordinator", "start", study.path, *state).code == 0
+    assert [order.wanted for order in orders.all()] == [True]
+    assert fedward("coordinator", "stop", study.path, *state).code == 0
+    assert [(order.wanted, order.number) for order in orders.all()] == [(False, 2)]
+    for command in ("start", "stop", "resume"):
+        assert fedward("coordinator", command, tmp_path / "gone", *state).err.startswith("CheckpointRefused")
+    assert "no checkpoint" in fedward("coordinator", "resume", study.path, *state).err
+    assert len(orders.all()) == 1
 
 
 def test_a_damaged_order_is_refused_by_its_files_name(orders: Orders, tmp_path: Path) -> None:

@@ -142,3 +142,17 @@ def test_a_message_that_never_comes_whole_is_waited_for_until_it_is_given_up() -
     given_up.set()
     waiting.join(10)
     assert found == [None]
+
+
+def test_a_reply_that_was_handed_over_in_part_ends_the_runner_so_that_both_are_restarted(
+    asked: list[Request], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise ConnectionError
+
+    (tmp_path / "superexec.secret").write_bytes(b"s" * 32)
+    monkeypatch.setattr(task_runner, "_push", fail)
+    runner = TaskRunner(tmp_path, "127.0.0.1:1", [OWN])
+    with pytest.raises(ConnectionError):
+        runner._hand_over(None, _task(bundle()), _message())  # type: ignore[arg-type]
+    assert runner.run(threading.Event()) is False
