@@ -68,7 +68,7 @@ class Asking:
         return bool(self._waiting) or (self._is_anybody_missing() and self.needs_more())
 
     def _is_anybody_missing(self) -> bool:
-        return any(hospital.name not in self._answered for hospital in self.roster.nodes.values())
+        return not self.roster.names <= self._answered
 
     def _has_answered(self, node_id: int) -> bool:
         hospital = self.roster.nodes.get(node_id)

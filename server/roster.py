@@ -25,6 +25,7 @@ class Roster:
     Attributes:
         nodes: Flower node id -> hospital, of every node that ever spoke for one.
         online: the hospitals' nodes that are connected now, one a hospital: name -> node id.
+        names: of all the study's hospitals.
         received: bytes of all that the nodes said of themselves.
     """
 
@@ -32,6 +33,7 @@ class Roster:
         """Nobody is known yet."""
         self.nodes: dict[int, EnrolledHospital] = {}
         self.online: dict[str, int] = {}
+        self.names = {hospital.name for hospital in study.hospitals}
         self.received = 0
         self._grid = grid
         self._enrolled = {hospital.name: hospital for hospital in study.hospitals}

@@ -114,9 +114,9 @@ class FedwardAvg(FedAvg):
         # One node a hospital: the last one that spoke for it.
         speakers = {h.name: node_id for node_id, h in self._nodes.items() if node_id in connected}
         self.lost = [
-            LostReply(name, _AWAY, "The hospital was not connected when the round opened.")
-            for name in dict.fromkeys(hospital.name for hospital in self._nodes.values())
-            if name not in speakers
+            LostReply(hospital.name, _AWAY, "The hospital was not connected when the round opened.")
+            for hospital in study.hospitals
+            if hospital.name not in speakers
         ]
         self._record, self._messages, self.downlink_bytes, self.usable = record, [], 0, 0
         return [self.question(node_id) for node_id in speakers.values()]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -152,4 +151,8 @@ def test_a_quorum_closes_rounds_without_a_hospital_that_stays_away_and_says_so(
     with deployed(study, tmp_path, apart=(1,)) as deployment:
         assert deployment.order("start", str(study.path), "--wait").returncode == 0
     assert [event["replies"] for event in deployment.events("closed")] == [1, 1]
-    assert os.listdir(deployment.hospitals[1] / "replies") == []
+    for event in deployment.events("closed"):
+        assert [(lost["hospital"], lost["name"]) for lost in event["refusals"]] == [
+            ("hospital-1", "NotConnected")
+        ]
+    assert not (deployment.hospitals[1] / "replies").exists()
