@@ -10,7 +10,7 @@ A message with any other field is held back whole. A failure leaves as a refusal
 in `SPEAKING`, its sentence; the text of an exception never does. The log is a hash-chained ledger of its own,
 written and synced before the message leaves: where it cannot be written, one constant sentence leaves.
 
-    left   {message, asked, about, bytes, fields: [{name, class, bytes, sha256, why?}], charge}
+    left   {message, asked, about, bytes, fields: [{name, class, bytes, sha256, why?}], charges}
     held   {message, asked, why}                       a message that was not sent, and the reason
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 
 from flwr.app import Message, RecordDict
 
-from fedward.client.spending import Charge, mechanism_json
+from fedward.client.spending import DP_SGD, Charge, mechanism_json
 from fedward.common.errors import (
     BudgetRefused,
     EgressRefused,
@@ -36,14 +36,16 @@ from fedward.common.errors import (
 )
 from fedward.common.files import canonical_json, parse_canonical, refused_output
 from fedward.common.ledger import Ledger
+from fedward.common.measurement import FISHER, METRIC
 from fedward.common.messages import CONFIG, refusal_reply
 
 LOG = Path("egress") / "ledger.jsonl"  # in a hospital's state folder
 PURPOSE = "egress"
 PUBLIC, DP, CONSENTED = "public", "dp", "consented"
-ENROL, TRAIN, REFUSAL = "enrol", "train", "refusal"
+ENROL, TRAIN, MEASURE, REFUSAL = "enrol", "train", "measure", "refusal"
 
 _NAME = "the name that the hospital chose for the study"
+_SEAL = "a seal on the budget's ledger, which only this hospital can read: to others it is random digits"
 _COUNT = "the number of images that the hospital declared: rounded up to tens, and frozen"
 
 # (kind of message, field) -> (class, why it may leave, in words for a data protection officer)
@@ -55,16 +57,35 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
     (TRAIN, "reply.codec"): (PUBLIC, "the format of the update, as the coordinator asked"),
     (TRAIN, "reply.hospital"): (CONSENTED, _NAME),
     (TRAIN, "reply.num_examples"): (CONSENTED, _COUNT),
-    (TRAIN, "reply.anchor"): (
-        PUBLIC,
-        "a seal on the budget's ledger, which only this hospital can read: to others it is random digits",
-    ),
+    (TRAIN, "reply.anchor"): (PUBLIC, _SEAL),
     (TRAIN, "update.latents"): (DP, "the model's change, with noise that hides any one image"),
+    (MEASURE, "reply.study"): (PUBLIC, "the study's name, as the coordinator asked"),
+    (MEASURE, "reply.round"): (PUBLIC, "the number behind the last round's, as the coordinator asked"),
+    (MEASURE, "reply.hospital"): (CONSENTED, _NAME),
+    (MEASURE, "reply.num_examples"): (CONSENTED, _COUNT),
+    (MEASURE, "reply.anchor"): (PUBLIC, _SEAL),
+    (MEASURE, "measured.metric"): (
+        DP,
+        "how often the finished model was right on the hospital's images: counts, with noise that hides any "
+        "one image",
+    ),
+    (MEASURE, "measured.fisher"): (
+        DP,
+        "how much each part of the finished model matters on the hospital's images, with noise that hides "
+        "any one image",
+    ),
     (REFUSAL, "error.code"): (PUBLIC, "that the hospital refused"),
     (REFUSAL, "error.reason"): (PUBLIC, "the refusal's name and a sentence about the request or the budget"),
 }
+# (kind of message, field of class ``dp``) -> the kind of the charge that pays for it
+PAID_BY = {
+    (TRAIN, "update.latents"): DP_SGD,
+    (MEASURE, "measured.metric"): METRIC,
+    (MEASURE, "measured.fisher"): FISHER,
+}
 WAIVED = "without noise: a simulation without privacy, on public data"
 SEEDED = "the model's change, with noise from a seed: a simulation or a test, which protects nobody"
+SEEDED_MEASUREMENT = "a measurement, with noise from a seed: a simulation or a test, which protects nobody"
 
 # Refusals whose sentences are about the request and the budget only.
 SPEAKING = (BudgetRefused, PayloadRefused, RequestRefused, SettingRefused)
@@ -112,31 +133,33 @@ class Gate:
         kind: str,
         content: RecordDict,
         request: Message,
-        charge: Charge | None,
+        charges: tuple[Charge, ...],
         remark: str = "",
     ) -> Message:
         """The reply to `request` with `content`, once it is logged.
 
         Args:
-            kind: enrol or train.
+            kind: enrol, train or measure.
             content: what is to leave.
             request: what is answered.
-            charge: what its ``dp`` fields cost.
+            charges: what its ``dp`` fields cost, one for each.
             remark: what the log says of ``dp`` fields: `SEEDED`, or `WAIVED`, with which alone they may leave
                 without a charge, and never as ``dp``.
 
         Raises:
-            EgressRefused: a field has no class, or a ``dp`` field no charge of its own round; nothing leaves.
+            EgressRefused: a field has no class, a ``dp`` field no charge of its own kind and round, or a
+                charge no field; nothing leaves.
             LedgerRefused, OutputRefused: it could not be logged; nothing leaves.
         """
         try:
             header, fields = _opened_up(content)
-            _refuse_foreign_charge(header, charge)
-            classed = [_classed(kind, field, charge, remark) for field in fields]
+            _refuse_foreign_charges(kind, header, fields, charges)
+            paid = {charge.kind for charge in charges}
+            classed = [_classed(kind, field, paid, remark) for field in fields]
         except EgressRefused as refusal:
             self._append("held", {"message": kind, "asked": _asked(request), "why": str(refusal)[:500]})
             raise
-        self._left(kind, request, classed, _about(header), charge)
+        self._left(kind, request, classed, _about(header), charges)
         return Message(content, reply_to=request)
 
     def refuse(self, refusal: Refusal, request: Message, private: tuple[str, ...] = ()) -> Message:
@@ -153,8 +176,8 @@ class Gate:
             Field("error.reason", len(reason), _sha256(reason)),
         )
         try:
-            classed = [_classed(REFUSAL, field, None, "") for field in fields]
-            self._left(REFUSAL, request, classed, {"refusal": shown.name}, None)
+            classed = [_classed(REFUSAL, field, set(), "") for field in fields]
+            self._left(REFUSAL, request, classed, {"refusal": shown.name}, ())
         except Exception:
             _logger.exception("what leaves cannot be logged")
             return unlogged(request)
@@ -166,7 +189,7 @@ class Gate:
         request: Message,
         fields: list[dict[str, Any]],
         about: dict[str, Any],
-        charge: Charge | None,
+        charges: tuple[Charge, ...],
     ) -> None:
         body = {
             "message": kind,
@@ -174,7 +197,7 @@ class Gate:
             "about": about,
             "bytes": sum(field["bytes"] for field in fields),
             "fields": fields,
-            "charge": None if charge is None else _charge_json(charge),
+            "charges": [_charge_json(charge) for charge in charges],
         }
         self._append("left", body)
 
@@ -242,27 +265,32 @@ def _header_fields(name: str, header: dict[str, Any]) -> Iterator[Field]:
         yield Field(f"{name}.{key}", size, _sha256(canonical_json(value)))
 
 
-def _classed(kind: str, field: Field, charge: Charge | None, remark: str) -> dict[str, Any]:
+def _classed(kind: str, field: Field, paid: set[str], remark: str) -> dict[str, Any]:
     known = FIELDS.get((kind, field.name))
     if known is None:
         raise EgressRefused(f"The field {field.name} of a message {kind!r} has no class.")
     entry = {"name": field.name, "class": known[0], "bytes": field.size, "sha256": field.sha256}
     if known[0] != DP:
         return entry
-    if (remark == WAIVED) != (charge is None):
+    if (remark == WAIVED) == (PAID_BY[kind, field.name] in paid):
         raise EgressRefused(f"The field {field.name} carries private data and no charge, or one too many.")
+    if remark == SEEDED and kind == MEASURE:
+        remark = SEEDED_MEASUREMENT
     if remark:
         entry |= {"class": CONSENTED if remark == WAIVED else DP, "why": remark}
     return entry
 
 
-def _refuse_foreign_charge(header: dict[str, Any], charge: Charge | None) -> None:
-    """A charge pays for the reply to its own round, and for no other message."""
-    if charge is not None and (charge.study, charge.server_round) != (
-        header.get("study"),
-        header.get("round"),
-    ):
-        raise EgressRefused("The charge is another round's.")
+def _refuse_foreign_charges(
+    kind: str, header: dict[str, Any], fields: list[Field], charges: tuple[Charge, ...]
+) -> None:
+    """A charge pays for one field of the reply to its own round, and for no other message."""
+    payable = {PAID_BY.get((kind, field.name)) for field in fields}
+    for charge in charges:
+        if (charge.study, charge.server_round) != (header.get("study"), header.get("round")):
+            raise EgressRefused("The charge is another round's.")
+        if charge.kind not in payable:
+            raise EgressRefused(f"The charge of kind {charge.kind!r} pays for no field of this message.")
 
 
 def _shown(refusal: Refusal, private: tuple[str, ...]) -> Refusal:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedward.client.budget import Budget
-from fedward.client.egress import ENROL, FIELDS, REFUSAL, SEEDED, TRAIN, WAIVED
+from fedward.client.egress import ENROL, FIELDS, MEASURE, REFUSAL, SEEDED, SEEDED_MEASUREMENT, TRAIN, WAIVED
 from fedward.client.spending import mechanism_from, mechanisms_of, steps_of
 from fedward.common.chain import Entry, Head
 from fedward.common.ledger import Ledger
@@ -18,7 +18,13 @@ from fedward.common.printing import printable
 from fedward.common.privacy import epsilon
 
 Row = dict[str, Any]
-_WHAT = {ENROL: "enrolment", TRAIN: "reply to a round", REFUSAL: "refusal"}
+_FROM_A_SEED = (SEEDED, SEEDED_MEASUREMENT)
+_WHAT = {
+    ENROL: "enrolment",
+    TRAIN: "reply to a round",
+    MEASURE: "measurement behind round",
+    REFUSAL: "refusal",
+}
 _NOT_LISTED = "not in this version's list"
 _SEEDED = (
     "BUT the noise was drawn from a seed, because this is a simulation or a test: whoever knows the seed can "
@@ -33,7 +39,7 @@ class Cost:
     Attributes:
         study: its name.
         replies: that left, with those that were sent again.
-        charges: paid for them; a reply that is sent again is the same bytes and costs nothing.
+        charges: how many of them were paid for; one that is sent again is the same bytes and costs nothing.
         epsilon: of these charges together; None where no budget's ledger holds them.
         delta: at which it is stated.
         total: the data set's limit, over all studies.
@@ -63,11 +69,11 @@ def summary(log: Ledger, budgets: Sequence[Budget], last: int | None = None) -> 
 
 def costs(left: Iterable[Row], budgets: Sequence[Budget]) -> list[Cost]:
     """One entry a study, in the order of their first reply."""
-    by_study: dict[str, list[Row]] = {}
+    by_study: dict[str, list[list[Row]]] = {}
     for message in left:
-        if message["charge"]:
-            by_study.setdefault(message["charge"]["study"], []).append(message["charge"])
-    return [_cost(study, charges, budgets) for study, charges in by_study.items()]
+        if message["charges"]:
+            by_study.setdefault(message["charges"][0]["study"], []).append(message["charges"])
+    return [_cost(study, replies, budgets) for study, replies in by_study.items()]
 
 
 def tables(found: Row) -> list[str | Table]:
@@ -92,20 +98,30 @@ def explanation(found: Row) -> list[str]:
         "all. Each was written to a log before it left, and the log shows if anybody changes it afterwards.",
         *_enrolment(totals),
         *_updates(found),
+        *_measurements(found["totals"]),
+        *(_cost_said(cost) for cost in found["costs"]),
         *_refusals(found),
         *_held(found),
         "What did not leave: no image and no part of one; no diagnosis, name, date or number of a patient; "
-        "not the exact number of images; no result of the model on your images, such as its accuracy or its "
-        "errors; no measured times; no text of a software error; no line of a log file. The program sends "
-        "the fields that are listed here and refuses to send any other.",
+        f"not the exact number of images; {_no_result(totals)}; no measured times; no text of a software "
+        "error; no line of a log file. The program sends the fields that are listed here and refuses to send "
+        "any other.",
         "What the coordinator can see besides: that your computer was connected, and when an answer arrived.",
     ]
+
+
+def _no_result(totals: Row) -> str:
+    if totals["measured"]["metric"]:
+        return "no exact result of the model on your images, only the noised counts named above"
+    return "no result of the model on your images, such as its accuracy or its errors"
 
 
 def _message(entry: Entry) -> Row:
     body = entry.body
     fields = [{**field, "why": _why(body["message"], field)} for field in body["fields"]]
-    return {"time": entry.time, "entry": entry.seq, **body, "fields": fields}
+    # An earlier version wrote one charge, or none.
+    charges = body["charges"] if "charges" in body else list(filter(None, [body.get("charge")]))
+    return {"time": entry.time, "entry": entry.seq, **body, "fields": fields, "charges": charges}
 
 
 def _why(kind: str, field: Row) -> str:
@@ -132,30 +148,38 @@ def _totals(left: Sequence[Row]) -> Row:
         "by_class": {name: {"fields": classes[name], "bytes": class_bytes[name]} for name in classes},
         "refusals": dict(Counter(m["about"]["refusal"] for m in left if m["message"] == REFUSAL)),
         "without_noise": sum(any(f["why"] == WAIVED for f in m["fields"]) for m in left),
-        "seeded": sum(any(f["why"] == SEEDED for f in m["fields"]) for m in left),
+        "measured": {
+            part: sum(any(f["name"] == f"measured.{part}" for f in m["fields"]) for m in left)
+            for part in ("metric", "fisher")
+        },
+        "seeded": sum(any(f["why"] in _FROM_A_SEED for f in m["fields"]) for m in left),
     }
 
 
-def _cost(study: str, charges: list[Row], budgets: Sequence[Budget]) -> Cost:
-    distinct = {charge["hash"]: charge for charge in charges}
+def _cost(study: str, replies: list[list[Row]], budgets: Sequence[Budget]) -> Cost:
+    """Of one study, from the charges of each reply."""
+    distinct = {charge["hash"]: charge for charges in replies for charge in charges}
+    paid = len({charges[0]["hash"] for charges in replies})
     heads = [Head(charge["entry"], charge["hash"]) for charge in distinct.values()]
     budget = next((one for one in budgets if all(map(one.ledger.contains, heads))), None)
     if budget is None:
-        return Cost(study, len(charges), len(distinct), None, None, None)
+        return Cost(study, len(replies), paid, None, None, None)
     spent = steps_of(mechanism_from(charge["mechanism"]) for charge in distinct.values())
     terms = budget.terms
     figure = epsilon(mechanisms_of(spent), terms.delta)
     figure_or_none = figure if math.isfinite(figure) else None
-    return Cost(study, len(charges), len(distinct), figure_or_none, terms.delta, terms.total_epsilon)
+    return Cost(study, len(replies), paid, figure_or_none, terms.delta, terms.total_epsilon)
 
 
 def _line(message: Row) -> str:
-    about, charge = message["about"], message["charge"]
+    about = message["about"]
     what = _WHAT.get(message["message"], message["message"])
     study = f" {about['round']} of {_text(about['study'])}" if "study" in about and "round" in about else ""
     refusal = f" {_text(about['refusal'])}" if "refusal" in about else ""
-    paid = ", nothing charged" if charge is None else f", {_charged(charge)}"
-    return f"{_text(message['time'])}  [bold]{what}{study}{refusal}[/bold]: {message['bytes']:,} bytes{paid}"
+    paid = "; ".join(map(_charged, message["charges"])) or "nothing charged"
+    return (
+        f"{_text(message['time'])}  [bold]{what}{study}{refusal}[/bold]: {message['bytes']:,} bytes, {paid}"
+    )
 
 
 def _charged(charge: Row) -> str:
@@ -215,7 +239,27 @@ def _updates(found: Row) -> list[str]:
             "random noise, made to hide a contribution of that size, was added. "
             + (_SEEDED if totals["seeded"] else "How well that hides an image is counted, study by study:")
         )
-    return [*said, *(_cost_said(cost) for cost in found["costs"])]
+    return said
+
+
+def _measurements(totals: Row) -> list[str]:
+    said = []
+    if count := totals["measured"]["metric"]:
+        said.append(
+            f"Check of the finished model ({_count(count, 'answer')}): how often it was right on your "
+            "images, as counts. What one image changes in all the counts together is known beforehand, and "
+            "random noise, made to hide such a change, was added. The exact counts did not leave."
+        )
+    if count := totals["measured"]["fisher"]:
+        said.append(
+            f"What matters in the model ({_count(count, 'answer')}): how strongly the finished model leans "
+            "on each of its parts for your images, so that a later study can keep what was learned. What any "
+            "one image could contribute was cut to a fixed size, and random noise, made to hide a "
+            "contribution of that size, was added."
+        )
+    if said and totals["seeded"]:
+        said.append(_SEEDED)
+    return said
 
 
 def _cost_said(cost: Row) -> str:

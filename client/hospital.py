@@ -1,41 +1,42 @@
-"""One hospital: its records, its declared count, its budget, and its one answer to each round.
+"""One hospital: its records, its declared count, its budget, and its one answer to each request.
 
-Order of a round: the anchor that came back is compared with the ledger; an earlier reply is returned as it
-is; the request is checked; the key is kept; budget, key and data snapshot are charged to the ledger, synced;
-training runs; the whole reply is stored, synced; the key is destroyed; the reply leaves.
+Order of a round, and of the measurement behind the last: the anchor that came back is compared with the
+ledger; an earlier reply is returned as it is; the request is checked; the key is kept; budget, key and data
+snapshot are charged to the ledger, synced; training or measuring runs; the whole reply is stored, synced; the
+key is destroyed; the reply leaves.
 """
 
 import functools
-import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from fedward.client.anchors import Anchors
-from fedward.client.budget import Budget
+from fedward.client.charging import DATASET, Account, Request, Work
 from fedward.client.egress import SEEDED, WAIVED
 from fedward.client.ewc import ElasticPull
+from fedward.client.measuring import measure
 from fedward.client.registry import Registry
 from fedward.client.replies import ReplyStore
 from fedward.client.round_keys import RoundKeys
-from fedward.client.spending import Charge, steps_of
+from fedward.client.spending import Charge
 from fedward.client.training import LocalRound, train
 from fedward.common.codec import CODECS, Vector, decode, encode
 from fedward.common.config import MAXIMUM_DECLARED, LocalSettings, declared_count
 from fedward.common.datasets import Split, fingerprint, read_split, save_npz
-from fedward.common.errors import BudgetRefused, DatasetRefused, RequestRefused
+from fedward.common.errors import DatasetRefused, RequestRefused
 from fedward.common.files import canonical_json, make_folder, write_atomically
 from fedward.common.locks import FileLock
-from fedward.common.mechanisms import Mechanism
+from fedward.common.measure_messages import CODEC, MeasureReply, MeasureRequest
 from fedward.common.messages import ANCHOR, FISHER, LATENTS, TEACHER, TrainReply, TrainRequest
 from fedward.common.models import build_student, parameter_count, unflatten
-from fedward.common.randomness import KeyedGenerator
 
 PROFILE, RECORDS, BUDGETS = "hospital.json", "data.npz", "budget"
 _LONGEST_ROUND_SECONDS = 3600.0
-_DATASET = "records"  # the name of a hospital's data set among its budgets
+Req = TypeVar("Req", bound=Request)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def create_hospital(
     if budget is not None:
         registry = Registry(folder / BUDGETS)
         registry.import_dataset(
-            _DATASET, registry.identity.digests(records.images), total_epsilon=budget, delta=delta
+            DATASET, registry.identity.digests(records.images), total_epsilon=budget, delta=delta
         )
     return profile
 
@@ -105,11 +106,9 @@ class Hospital:
         self._snapshot = fingerprint(self._records)
         self._replies = ReplyStore(folder / "replies")
         self._keys = RoundKeys(folder / "keys")
-        self.budget: Budget | None = None
-        if self.profile.budget is not None:
-            self._registry = Registry(folder / BUDGETS)
-            self._anchors = Anchors(self._registry)
-            self.budget = self._registry.budget(_DATASET)
+        registry = None if self.profile.budget is None else Registry(folder / BUDGETS)
+        self._account = Account(self.profile.name, self.profile.seed, self._snapshot, self._keys, registry)
+        self.budget = self._account.budget
 
     @property
     def enrolment(self) -> dict[str, object]:
@@ -123,9 +122,9 @@ class Hospital:
             return ""
         return WAIVED if self.profile.budget is None else SEEDED
 
-    def charge_of(self, reply: TrainReply) -> Charge | None:
-        """What the ledger says that a reply cost; None where it holds no such charge."""
-        return None if self.budget is None else self.budget.find(reply.study, reply.server_round)
+    def charges_of(self, reply: TrainReply | MeasureReply) -> tuple[Charge, ...]:
+        """What the ledger says that a reply cost; empty where it holds no such charge."""
+        return self._account.charges(reply.study, reply.server_round)
 
     def answer(self, request: TrainRequest) -> TrainReply:
         """Answer a round once; asked again, the stored reply, byte for byte, and nothing is spent.
@@ -134,41 +133,41 @@ class Hospital:
             LedgerRefused: the request's anchor shows that the ledger is an older copy: no work at all.
             Refusal: the request does not fit this hospital's records, rules or budget; nothing was computed.
         """
-        digest = request.content_digest
-        key_name = hashlib.sha256(f"{request.study}\n{request.server_round}\n{digest}".encode()).hexdigest()
-        self._require_anchor(request)
-        self._refuse_other_content(request, digest)
+        return TrainReply.from_bytes(self._answered_once(request, "train", self._train))
+
+    def measure(self, request: MeasureRequest) -> MeasureReply:
+        """Answer the measurement behind the last round once, as `answer` does a round.
+
+        Raises:
+            Refusal: as `answer`.
+        """
+        return MeasureReply.from_bytes(self._answered_once(request, "measure", self._measure))
+
+    def _answered_once(self, request: Req, kind: str, compute: Callable[[Req, Work], bytes]) -> bytes:
+        work = Work.of(request)
+        self._account.require_anchor(request.anchor)
+        self._account.refuse_other_content(work)
         # A second daemon waits for the first one's reply, and sends the same.
-        with FileLock(self._replies.folder / f"{key_name}.lock", _LONGEST_ROUND_SECONDS):
-            stored = self._replies.get(request.study, request.server_round, digest)
+        with FileLock(self._replies.folder / f"{work.key_name}.lock", _LONGEST_ROUND_SECONDS):
+            stored = self._replies.get(work.study, work.server_round, work.digest, kind)
             if stored is None:
-                self._check(request)
-                stored = self._compute(request, digest, key_name)
+                self._check(request.settings)
+                reply = compute(request, work)
+                # What is stored is the first reply, whoever computed it.
+                stored = self._replies.store(work.study, work.server_round, work.digest, reply, kind)
             # Also where the reply was stored before: a crash may have come between.
-            self._keys.destroy(key_name)
-        self._close_after_last(request)
-        return TrainReply.from_bytes(stored)
+            self._keys.destroy(work.key_name)
+        self._account.close_after_last(work)
+        return stored
 
-    def _require_anchor(self, request: TrainRequest) -> None:
-        if not request.anchor:
-            return
-        if self.budget is None:
-            raise RequestRefused("The request brings an anchor, but this hospital has no budget to anchor.")
-        self._anchors.require(request.anchor, self.budget)
-
-    def _refuse_other_content(self, request: TrainRequest, digest: str) -> None:
-        """Let the ledger refuse, and log, other content for a round that was charged, answered or not."""
-        known = None if self.budget is None else self.budget.find(request.study, request.server_round)
-        if self.budget is not None and known is not None and known.content_digest != digest:
-            self.budget.charge(request.study, request.server_round, digest, known.mechanism)
-
-    def _compute(self, request: TrainRequest, digest: str, key_name: str) -> bytes:
-        """The stored reply, which is the first that was stored, whoever computed it."""
-        work = self._work(request)
-        generator, anchor = self._charged_generator(request, digest, key_name)
-        change, accountant = train(work, self._records, generator)
+    def _train(self, request: TrainRequest, work: Work) -> bytes:
+        if request.codec[1] not in CODECS:
+            raise RequestRefused(f"The reply is asked for in a codec that is none of {', '.join(CODECS)}.")
+        local_round = self._work(request)
+        generator, anchor = self._account.open(work)
+        change, accountant = train(local_round, self._records, generator)
         _recount(accountant.history, request.settings)
-        reply = TrainReply(
+        return TrainReply(
             request.study,
             request.server_round,
             self.profile.name,
@@ -176,16 +175,24 @@ class Hospital:
             request.codec[1],
             encode(change.numpy(), request.codec[1]),
             anchor,
-        )
-        return self._replies.store(request.study, request.server_round, digest, reply.to_bytes())
+        ).to_bytes()
 
-    def _close_after_last(self, request: TrainRequest) -> None:
-        """Give back what is left of a study's plan once its last round is answered."""
-        if self.budget is not None and request.server_round == request.settings.rounds:
-            self.budget.release(request.study)
-
-    def _check(self, request: TrainRequest) -> None:
+    def _measure(self, request: MeasureRequest, work: Work) -> bytes:
         settings = request.settings
+        count = parameter_count(build_student(settings.spec))
+        latents = torch.from_numpy(decode(request.latents, count, CODEC))
+        generator, anchor = self._account.open(work)
+        measured = measure(settings, latents, self._records, self.profile.num_examples, generator)
+        return MeasureReply(
+            request.study,
+            request.server_round,
+            self.profile.name,
+            self.profile.num_examples,
+            measured,
+            anchor,
+        ).to_bytes()
+
+    def _check(self, settings: LocalSettings) -> None:
         shape = (settings.height, settings.width, settings.channels)
         if self._records.images.shape[1:] != shape:
             raise RequestRefused(
@@ -195,8 +202,6 @@ class Hospital:
             raise RequestRefused(
                 f"The study's task ({settings.task}, {len(settings.classes)} classes) is not this hospital's."
             )
-        if request.codec[1] not in CODECS:
-            raise RequestRefused(f"The reply is asked for in a codec that is none of {', '.join(CODECS)}.")
         if settings.noise_multiplier == 0.0 and (self.profile.seed is None or self.budget is not None):
             raise RequestRefused("The study asks for training without noise, which this hospital never does.")
 
@@ -206,73 +211,6 @@ class Hospital:
         return is_multi_label == (settings.task == "multi-label") and self.profile.classes == len(
             settings.classes
         )
-
-    def _charged_generator(
-        self, request: TrainRequest, digest: str, key_name: str
-    ) -> tuple[KeyedGenerator, str]:
-        """The round's generator, once its key is kept and the round is charged, and the charge's anchor."""
-        was_kept = self._keys.holds(key_name)
-        generator = self._generator(request, digest, key_name)
-        try:
-            charge = self._charge(request, digest, generator)
-        except (BudgetRefused, RequestRefused):
-            # Nothing was entered, so nothing will ever be drawn from a key that was made just now.
-            if not was_kept:
-                self._keys.destroy(key_name)
-            raise
-        if charge is None or self.budget is None:
-            return generator, ""
-        # The charge's own entry, not the newest: run again after a crash, the reply is the same to the bit.
-        return generator, self._anchors.token(self.budget.ledger.id, charge.head)
-
-    def _generator(self, request: TrainRequest, digest: str, key_name: str) -> KeyedGenerator:
-        seed = self.profile.seed
-        if seed is not None:
-            return KeyedGenerator.from_seed(seed, request.study, self.profile.name, request.server_round)
-        charge = None if self.budget is None else self.budget.find(request.study, request.server_round)
-        return self._keys.open(key_name, charge is not None and charge.content_digest == digest)
-
-    def _charge(self, request: TrainRequest, digest: str, generator: KeyedGenerator) -> Charge | None:
-        """Write the round's spending before any gradient is computed."""
-        settings = request.settings
-        if settings.noise_multiplier == 0.0:
-            return None
-        if self.budget is None or self.budget.terms.unit != settings.unit:
-            raise BudgetRefused(
-                f"This hospital has no budget by {settings.unit} for its records; import them first."
-            )
-        if settings.target_delta != self.budget.terms.delta:
-            raise BudgetRefused(f"The study's delta is {settings.target_delta:g}, the budget's another.")
-        self._plan(request, self.budget)
-        step = Mechanism(settings.noise_multiplier, settings.sample_rate, settings.local_steps)
-        extra = {"key": generator.key_digest, "snapshot": self._snapshot}
-        return self.budget.charge(request.study, request.server_round, digest, step, extra=extra)
-
-    def _plan(self, request: TrainRequest, budget: Budget) -> None:
-        """Reserve the whole study with its first round, once.
-
-        The number of rounds is the coordinator's own. If it could be changed, one study could take all of
-        the budget from the others, or fill the disk with plans.
-        """
-        settings = request.settings
-        whole = settings.local_steps * settings.rounds
-        plan = Mechanism(settings.noise_multiplier, settings.sample_rate, whole)
-        with self._registry:
-            if budget.find(request.study, request.server_round) is not None:
-                return  # charged before a crash; to run it again spends nothing
-            frozen = budget.state.plans.get(request.study)
-            if frozen is None and any(study == request.study for study, _, _ in budget.state.charges):
-                raise RequestRefused(
-                    f"Study {request.study!r} has had its last round here, and its plan was given up: "
-                    "nothing more is charged to it. Go on under a new study's name."
-                )
-            if frozen is not None and frozen != steps_of([plan]):
-                raise RequestRefused(
-                    f"Study {request.study!r} was planned here as other steps than the {whole} at noise "
-                    f"multiplier {plan.noise_multiplier:g} and sample rate {plan.sample_rate:g} that are "
-                    "asked now: its plan is frozen with its first round. Ask as before, or under a new name."
-                )
-            budget.reserve(request.study, plan)
 
     def _work(self, request: TrainRequest) -> LocalRound:
         settings = request.settings

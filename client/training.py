@@ -119,9 +119,9 @@ class UnitGradients:
             return [torch.zeros(0, *parameter.shape) for parameter in self._model.parameters()]
         size = max(1, PHYSICAL_ROWS // views) * views
         images = augment(
-            _filled(to_tensor(self._records.images[rows]), size), self._settings.augmentation, draws
+            filled(to_tensor(self._records.images[rows]), size), self._settings.augmentation, draws
         )
-        labels = _filled(torch.from_numpy(self._records.labels[rows]), size)
+        labels = filled(torch.from_numpy(self._records.labels[rows]), size)
         teacher = None if self._teacher is None else self._teacher(images)
         gradients = self._engine.compute(images, lambda logits: self._loss(logits, labels, teacher), views)
         return [gradient[: len(units)] for gradient in gradients]
@@ -135,8 +135,8 @@ class UnitGradients:
         return (1.0 - alpha) * loss + alpha * soft
 
 
-def _filled(rows: Tensor, size: int) -> Tensor:
-    """`rows` with zeros behind them, (size, ...)."""
+def filled(rows: Tensor, size: int) -> Tensor:
+    """`rows` with zeros behind them, (size, ...): the one public shape of every pass over records."""
     return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])])
 
 

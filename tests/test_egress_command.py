@@ -34,12 +34,12 @@ def _leave(state: Path, rounds: tuple[int, ...], remark: str = "", charged: bool
     gate, asked = Gate(state / LOG), Message(RecordDict(), 100, "train")
     profile = canonical_json({"name": "north", "num_examples": 590})
     enrolment = RecordDict({CONFIG: ConfigRecord({"profile": profile})})
-    gate.release("enrol", enrolment, Message(RecordDict(), 100, "query"), None)
+    gate.release("enrol", enrolment, Message(RecordDict(), 100, "query"), ())
     budget = Registry(state / "budget").budget("chest")
     for number in rounds:
         charge = budget.charge(STUDY, number, f"{number:064x}", STEP) if charged else None
         reply = TrainReply(STUDY, number, "north", 590, "int8", np.zeros(1000, np.uint8), "")
-        gate.release("train", reply.to_records(), asked, charge, remark)
+        gate.release("train", reply.to_records(), asked, () if charge is None else (charge,), remark)
     gate.refuse(BudgetRefused("None is left."), asked)
 
 
@@ -156,7 +156,7 @@ def test_what_was_held_back_is_told(fedward: Fedward, state: Path) -> None:
     _leave(state, (1,))
     reply = TrainReply(STUDY, 9, "north", 590, "int8", np.zeros(10, np.uint8))
     with pytest.raises(EgressRefused):
-        Gate(state / LOG).release("train", reply.to_records(), Message(RecordDict(), 100, "train"), None)
+        Gate(state / LOG).release("train", reply.to_records(), Message(RecordDict(), 100, "train"), ())
     assert "1 message would have carried something" in _explained(fedward, state)
     assert _json(fedward, state)["held"][0]["message"] == "train"
 
