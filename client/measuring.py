@@ -17,7 +17,6 @@ over all records: `fedward.common.measurement.measurements` is what is charged. 
 shape, as in training: a record's answer is the same bits in any company (`fedward.client.training`).
 """
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -39,6 +38,7 @@ from fedward.common.measurement import (
     channel_sizes,
     measured_sizes,
     measurements,
+    noise_deviations,
 )
 from fedward.common.models import build_student, unflatten
 from fedward.common.per_sample import PerSampleGradients
@@ -74,18 +74,6 @@ def exact_sums(settings: LocalSettings, latents: Tensor, records: Split) -> dict
     load_latents(model, unflatten(latents, list(model.parameters())), settings.spec.precision)
     of = {METRIC: _counts, FISHER: _squares}
     return {kind: of[kind](settings, model, records) for kind in measurements(settings)}
-
-
-def sensitivities(settings: LocalSettings) -> dict[str, float]:
-    """How far one record moves each exact sum at most, in L2 and in the sum's whole numbers."""
-    bounds = {METRIC: math.sqrt(cells_of(settings).a_record), FISHER: 1.0 / FISHER_GRID}
-    return {kind: bounds[kind] for kind in measurements(settings)}
-
-
-def noise_deviations(settings: LocalSettings) -> dict[str, float]:
-    """The noise's standard deviation in each number of each part."""
-    asked, bounds = measurements(settings), sensitivities(settings)
-    return {kind: asked[kind].noise_multiplier * bounds[kind] for kind in asked}
 
 
 def _noise(generator: KeyedGenerator, deviation: float, count: int) -> Ints:

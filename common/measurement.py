@@ -5,6 +5,8 @@ under its own kind: `METRIC`, counts from which accuracy and AUC on the hospital
 (`fedward.common.metric_cells`), and `FISHER`, squared gradients by output channel, for EWC in a later study.
 """
 
+import math
+
 from torch import nn
 
 from fedward.common.config import LocalSettings
@@ -45,6 +47,18 @@ def measured_sizes(settings: LocalSettings) -> dict[str, int]:
     """How many whole numbers each part of the measurement has."""
     sizes = {METRIC: cells_of(settings).count, FISHER: len(channel_sizes(settings.spec))}
     return {kind: sizes[kind] for kind in measurements(settings)}
+
+
+def sensitivities(settings: LocalSettings) -> dict[str, float]:
+    """How far one record moves each exact sum at most, in L2 and in the sum's whole numbers."""
+    bounds = {METRIC: math.sqrt(cells_of(settings).a_record), FISHER: 1.0 / FISHER_GRID}
+    return {kind: bounds[kind] for kind in measurements(settings)}
+
+
+def noise_deviations(settings: LocalSettings) -> dict[str, float]:
+    """The noise's standard deviation in each number of each part."""
+    asked, bounds = measurements(settings), sensitivities(settings)
+    return {kind: asked[kind].noise_multiplier * bounds[kind] for kind in asked}
 
 
 def _parameters(spec: StudentSpec) -> list[nn.Parameter]:

@@ -1,4 +1,5 @@
-"""The study's loop: enrol, then round by round push, fold, step, measure, checkpoint.
+"""The study's loop: enrol, then round by round push, fold, step, measure, checkpoint; then, where the study
+asks for it, the measurement behind the last round.
 
 Flower's `Strategy.start` counts from round 1 and keeps nothing, so the loop is ours; messages, nodes and
 the strategy are Flower's. A study goes on from its last checkpoint wherever it was cut off.
@@ -22,6 +23,7 @@ from fedward.common.models import build_student, flatten, initialise, parameter_
 from fedward.common.npz_files import read_archive
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.checkpoint import Progress, load_checkpoint, save_checkpoint
+from fedward.server.measuring import Measurement, keep
 from fedward.server.reference import halve, measure
 from fedward.server.strategy import FedwardAvg, released_latents
 from fedward.server.study_folder import StudyFolder
@@ -42,7 +44,7 @@ def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
     evaluation = None if reference is None else halve(reference).evaluation
     fixed = _fixed_vectors(folder, study)
     progress = _begin_or_resume(folder, study, fixed.pop(START))
-    if progress.server_round >= study.rounds:
+    if progress.server_round >= study.rounds and _is_measured(folder, study):
         return released_latents(progress, study)  # all is closed: no hospital needs to be there any more
     folder.note("enrolling", hospitals=len(study.hospitals))
     nodes = enrol(grid, study, on_end=lambda size: folder.note("enrolled", bytes=size))
@@ -59,7 +61,24 @@ def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
         strategy.progress.history.append(row)
         save_checkpoint(folder.checkpoint, strategy.progress, study)
         folder.note("closed", **row)
+    if not _is_measured(folder, study):
+        _measure(grid, folder, study, strategy.progress, nodes)
     return released_latents(strategy.progress, study)
+
+
+def _is_measured(folder: StudyFolder, study: Study) -> bool:
+    return not study.local.measures or folder.measured.exists()
+
+
+def _measure(
+    grid: Grid, folder: StudyFolder, study: Study, progress: Progress, nodes: dict[int, EnrolledHospital]
+) -> None:
+    folder.note("measuring")
+    measurement = Measurement(study, nodes, released_latents(progress, study), progress.anchors)
+    messages = measurement.configure(grid)
+    found = measurement.aggregate(replies(grid, messages, study.round_timeout))
+    keep(folder, study, progress, measurement, found)
+    folder.note("measured", uplink_bytes=found.uplink_bytes, downlink_bytes=found.downlink_bytes)
 
 
 def _fixed_vectors(folder: StudyFolder, study: Study) -> dict[str, Vector]:

@@ -7,7 +7,6 @@ and takes one reply at a time, and that a quorum closes a round. An optional ser
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -29,25 +28,7 @@ from fedward.common.messages import (
 )
 from fedward.server.aggregation import IntegerMean, norm_bound, screen
 from fedward.server.checkpoint import Progress
-
-_LONGEST_NAME, _LONGEST_SENTENCE = 80, 400  # characters
-
-
-@dataclass(frozen=True)
-class LostReply:
-    """A hospital whose reply did not count, and why, in public words.
-
-    The words may be the sender's own, so they are cut to lengths that a record or a terminal bears.
-    """
-
-    hospital: str
-    name: str
-    message: str
-
-    def __post_init__(self) -> None:
-        """Cut the texts."""
-        object.__setattr__(self, "name", self.name[:_LONGEST_NAME])
-        object.__setattr__(self, "message", self.message[:_LONGEST_SENTENCE])
+from fedward.server.senders import LostReply, not_connected, sender_of, stranger
 
 
 class FedwardAvg(FedAvg):
@@ -110,11 +91,7 @@ class FedwardAvg(FedAvg):
         record = request.to_records()
         connected = set(grid.get_node_ids())
         node_ids = [node_id for node_id in self._nodes if node_id in connected]
-        self.lost = [
-            LostReply(hospital.name, "NotConnected", "The hospital was not connected when the round opened.")
-            for node_id, hospital in self._nodes.items()
-            if node_id not in connected
-        ]
+        self.lost = not_connected(self._nodes, connected)
         self._messages = [message for node_id in node_ids for message in self._addressed(record, node_id)]
         self.downlink_bytes = sum(wire_bytes(message.content) for message in self._messages)
         return self._messages
@@ -136,9 +113,9 @@ class FedwardAvg(FedAvg):
         answered: set[str] = set()
         self.uplink_bytes, self._anchors = 0, {}
         for reply in replies:
-            hospital = self._sender(reply)
+            hospital = sender_of(reply, self._nodes, self._messages)
             if hospital is None:
-                self.lost.append(_stranger(reply))
+                self.lost.append(stranger(reply))
             else:
                 silent.discard(hospital.name)
                 self._fold(reply, hospital, server_round, mean, answered)
@@ -151,15 +128,6 @@ class FedwardAvg(FedAvg):
         self.replies = mean.replies
         self._step(server_round, mean.mean())
         return self.arrays(), MetricRecord({"replies": mean.replies, "num_examples": mean.weight})
-
-    def _sender(self, reply: Message) -> EnrolledHospital | None:
-        """Who replied; Flower's own errors come from its SuperLink, so they are known by what was asked."""
-        node_id, asked = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
-        if reply.has_error() and node_id not in self._nodes:
-            # A message has its id once it is pushed.
-            of_question = (m.metadata.dst_node_id for m in self._messages if m.metadata.message_id == asked)
-            node_id = next(of_question, node_id)
-        return self._nodes.get(node_id)
 
     def _fold(
         self,
@@ -250,13 +218,6 @@ def _empty(reply: Message) -> None:
     if reply.has_content():
         for record in reply.content.array_records.values():
             record.clear()
-
-
-def _stranger(reply: Message) -> LostReply:
-    node = f"node {reply.metadata.src_node_id}"
-    if reply.has_error():
-        return LostReply(node, *refusal_text(reply))
-    return LostReply(node, "UnknownNode", "A node that is no hospital of this study replied.")
 
 
 def released_latents(progress: Progress, study: Study) -> Vector:
