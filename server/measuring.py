@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,7 @@ from fedward.server.study_folder import StudyFolder
 
 _TAIL = 13.5  # standard deviations; the keyed generator's noise ends at 13
 _LIMIT = 1 << 26
+_NPY_HEADER = 1024  # bytes
 Ints = npt.NDArray[np.int64]
 
 
@@ -223,6 +225,26 @@ def read_measured(folder: StudyFolder, study: Study) -> Measured:
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointRefused(_DAMAGED.format(folder.measured)) from error
     raise CheckpointRefused(_DAMAGED.format(folder.measured))
+
+
+def read_fisher(path: Path, count: int) -> Vector:
+    """A Fisher diagonal that `keep` wrote, float32 (count,).
+
+    Raises:
+        CheckpointRefused: unreadable, too large, of another student, or with values that no Fisher has.
+    """
+    data = read_bounded(path, 4 * count + _NPY_HEADER, refusal=CheckpointRefused)
+    try:
+        values = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError) as error:
+        raise CheckpointRefused(f"{path} is no numpy file; name the fisher.npy of a study.") from error
+    if not isinstance(values, np.ndarray) or values.shape != (count,) or values.dtype != np.float32:
+        raise CheckpointRefused(f"{path} is no Fisher of this student, which has {count:,} weights.")
+    if not (np.isfinite(values).all() and (values >= 0).all() and (values > 0).any()):
+        raise CheckpointRefused(
+            f"{path} holds no usable Fisher: it has negative, infinite or only zero values."
+        )
+    return np.asarray(values)
 
 
 _DAMAGED = "{} is damaged or of another study; delete it and go on with --resume."

@@ -76,6 +76,22 @@ def simulate(
     max_grad_norm: Annotated[
         float, _option(_PRIVACY, "Clip: the largest norm of one image's gradient.")
     ] = _D.max_grad_norm,
+    private_metrics: Annotated[
+        float,
+        _option(
+            _PRIVACY,
+            "Noise multiplier of counts on the hospitals' own records, from which accuracy and AUC follow: "
+            "asked once, charged within --epsilon; for example 10. 0 asks for none.",
+        ),
+    ] = _D.private_metrics,
+    private_fisher: Annotated[
+        float,
+        _option(
+            _PRIVACY,
+            "Noise multiplier of a Fisher by output channel on the hospitals' own records, for EWC in a "
+            "later study (fisher.npy): asked once, charged within --epsilon; for example 2. 0 asks for none.",
+        ),
+    ] = _D.private_fisher,
     sample_rate: Annotated[
         float, _option(_PRIVACY, "Probability that an image takes part in a step (Poisson sampling).")
     ] = _D.sample_rate,
@@ -144,6 +160,14 @@ def simulate(
         str | None,
         _option(
             _CONTINUE, "Public data of the earlier task, for EWC's Fisher; by default the study's reference."
+        ),
+    ] = None,
+    ewc_fisher: Annotated[
+        str | None,
+        _option(
+            _CONTINUE,
+            "The earlier study's private Fisher for EWC: fisher.npy in its folder. By default the Fisher is "
+            "of public reference data.",
         ),
     ] = None,
     out: Annotated[Path, _option(_RUN, "Folder of the run.")] = Path("runs/simulation"),
