@@ -10,7 +10,8 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedward.client.egress import ENROL, MEASURE, TRAIN, open_gate, unlogged
+from fedward.client.egress import open_gate, unlogged
+from fedward.client.egress_fields import ENROL, MEASURE, TRAIN
 from fedward.client.hospital import Hospital, open_hospital
 from fedward.client.spending import Charge
 from fedward.common.errors import Refusal, RequestRefused

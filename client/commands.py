@@ -12,6 +12,7 @@ from fedward.client.anchors import Anchors
 from fedward.client.budget import Budget
 from fedward.client.budget_report import heading, plot, summary, tables
 from fedward.client.egress import LOG
+from fedward.client.egress_words import explanation
 from fedward.client.registry import Registry
 from fedward.common.bundle import read_bundle
 from fedward.common.chain import Head
@@ -70,7 +71,7 @@ def egress(
     budgets = list(_registry(folder).budgets()) if (folder / BUDGET_FOLDER).is_dir() else []
     found = egress_report.summary(log, budgets, last if as_json else last or _SHOWN)
     if explain:
-        found["explanation"] = egress_report.explanation(found)
+        found["explanation"] = explanation(found)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     elif explain:

@@ -1,14 +1,9 @@
 """The one gate through which every byte to the coordinator passes, and the log of what passed.
 
-Each field that a hospital can send has its class declared in `FIELDS`, and nowhere else:
-
-- ``public``: known to the coordinator before, or telling nothing of any record to anybody;
-- ``dp``: the output of a mechanism that was charged, named with its charge;
-- ``consented``: leaves because the site agreed to it, for example by enrolling.
-
-A message with any other field is held back whole. A failure leaves as a refusal's name and, of the classes
-in `SPEAKING`, its sentence; the text of an exception never does. The log is a hash-chained ledger of its own,
-written and synced before the message leaves: where it cannot be written, one constant sentence leaves.
+Each field that a hospital can send has its class declared in `fedward.client.egress_fields`. A message with
+any other field is held back whole. A failure leaves as a refusal's name and, of the classes in `SPEAKING`,
+its sentence; the text of an exception never does. The log is a hash-chained ledger of its own, written and
+synced before the message leaves: where it cannot be written, one constant sentence leaves.
 
     left   {message, asked, about, bytes, fields: [{name, class, bytes, sha256, why?}], charges}
     held   {message, asked, why}                       a message that was not sent, and the reason
@@ -24,7 +19,18 @@ from typing import Any
 
 from flwr.app import Message, RecordDict
 
-from fedward.client.spending import DP_SGD, Charge, mechanism_json
+from fedward.client.egress_fields import (
+    CONSENTED,
+    DP,
+    FIELDS,
+    MEASURE,
+    PAID_BY,
+    REFUSAL,
+    SEEDED,
+    SEEDED_MEASUREMENT,
+    WAIVED,
+)
+from fedward.client.spending import Charge, mechanism_json
 from fedward.common.errors import (
     BudgetRefused,
     EgressRefused,
@@ -36,57 +42,10 @@ from fedward.common.errors import (
 )
 from fedward.common.files import canonical_json, parse_canonical, refused_output
 from fedward.common.ledger import Ledger
-from fedward.common.measurement import FISHER, METRIC
 from fedward.common.messages import CONFIG, refusal_reply
 
 LOG = Path("egress") / "ledger.jsonl"  # in a hospital's state folder
 PURPOSE = "egress"
-PUBLIC, DP, CONSENTED = "public", "dp", "consented"
-ENROL, TRAIN, MEASURE, REFUSAL = "enrol", "train", "measure", "refusal"
-
-_NAME = "the name that the hospital chose for the study"
-_SEAL = "a seal on the budget's ledger, which only this hospital can read: to others it is random digits"
-_COUNT = "the number of images that the hospital declared: rounded up to tens, and frozen"
-
-# (kind of message, field) -> (class, why it may leave, in words for a data protection officer)
-FIELDS: dict[tuple[str, str], tuple[str, str]] = {
-    (ENROL, "profile.name"): (CONSENTED, _NAME),
-    (ENROL, "profile.num_examples"): (CONSENTED, _COUNT),
-    (TRAIN, "reply.study"): (PUBLIC, "the study's name, as the coordinator asked"),
-    (TRAIN, "reply.round"): (PUBLIC, "the round's number, as the coordinator asked"),
-    (TRAIN, "reply.codec"): (PUBLIC, "the format of the update, as the coordinator asked"),
-    (TRAIN, "reply.hospital"): (CONSENTED, _NAME),
-    (TRAIN, "reply.num_examples"): (CONSENTED, _COUNT),
-    (TRAIN, "reply.anchor"): (PUBLIC, _SEAL),
-    (TRAIN, "update.latents"): (DP, "the model's change, with noise that hides any one image"),
-    (MEASURE, "reply.study"): (PUBLIC, "the study's name, as the coordinator asked"),
-    (MEASURE, "reply.round"): (PUBLIC, "the number behind the last round's, as the coordinator asked"),
-    (MEASURE, "reply.hospital"): (CONSENTED, _NAME),
-    (MEASURE, "reply.num_examples"): (CONSENTED, _COUNT),
-    (MEASURE, "reply.anchor"): (PUBLIC, _SEAL),
-    (MEASURE, "measured.metric"): (
-        DP,
-        "how often the finished model was right on the hospital's images: counts, with noise that hides any "
-        "one image",
-    ),
-    (MEASURE, "measured.fisher"): (
-        DP,
-        "how much each part of the finished model matters on the hospital's images, with noise that hides "
-        "any one image",
-    ),
-    (REFUSAL, "error.code"): (PUBLIC, "that the hospital refused"),
-    (REFUSAL, "error.reason"): (PUBLIC, "the refusal's name and a sentence about the request or the budget"),
-}
-# (kind of message, field of class ``dp``) -> the kind of the charge that pays for it
-PAID_BY = {
-    (TRAIN, "update.latents"): DP_SGD,
-    (MEASURE, "measured.metric"): METRIC,
-    (MEASURE, "measured.fisher"): FISHER,
-}
-WAIVED = "without noise: a simulation without privacy, on public data"
-SEEDED = "the model's change, with noise from a seed: a simulation or a test, which protects nobody"
-SEEDED_MEASUREMENT = "a measurement, with noise from a seed: a simulation or a test, which protects nobody"
-
 # Refusals whose sentences are about the request and the budget only.
 SPEAKING = (BudgetRefused, PayloadRefused, RequestRefused, SettingRefused)
 SILENT = "The hospital cannot answer; see its own log."

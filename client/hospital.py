@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 
 from fedward.client.charging import DATASET, Account, Request, Work
-from fedward.client.egress import SEEDED, WAIVED
+from fedward.client.egress_fields import SEEDED, WAIVED
 from fedward.client.ewc import ElasticPull
 from fedward.client.measuring import measure
 from fedward.client.registry import Registry

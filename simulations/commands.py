@@ -258,12 +258,23 @@ def _summary(metrics: dict[str, Any], out: Path, bundle: Path) -> list[str]:
         privacy += "its noise came from the seed, so it protects nobody"
     return [
         f"test     AUC {auc}, {figures}",
+        *_private(metrics),
         f"privacy  {privacy}",
         f"model    {release['bytes']:,} bytes, {release['fp32_bytes'] / release['bytes']:.1f} times smaller "
         f"than fp32; the bundle {release['bundle_bytes']:,}",
         printable(f"report   {out / 'report.html'}"),
         printable(f"release  {bundle}"),
     ]
+
+
+def _private(metrics: dict[str, Any]) -> list[str]:
+    """What the hospitals counted under privacy, where they were asked."""
+    measured = metrics.get("measurement")
+    if measured is None or measured["figures"] is None:
+        return []
+    auc, error = measured["figures"]["auc"], measured["standard_errors"]["auc"]
+    said = "hidden by the noise" if auc is None else f"{auc:.3f} (standard error {error:.3f})"
+    return [f"private  AUC {said} on {measured['on']}"]
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=_HELP)

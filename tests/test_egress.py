@@ -23,21 +23,8 @@ import fedward.common
 from fedward.client import egress
 from fedward.client import hospital as hospital_module
 from fedward.client.app import STUDY_FOLDER, app
-from fedward.client.egress import (
-    CONSENTED,
-    DP,
-    FIELDS,
-    LOG,
-    PAID_BY,
-    PUBLIC,
-    SEEDED,
-    SILENT,
-    SPEAKING,
-    UNLOGGED,
-    WAIVED,
-    Gate,
-    open_gate,
-)
+from fedward.client.egress import LOG, SILENT, SPEAKING, UNLOGGED, Gate, open_gate
+from fedward.client.egress_fields import CONSENTED, DP, FIELDS, PAID_BY, PUBLIC, SEEDED, WAIVED
 from fedward.client.hospital import Hospital, create_hospital, open_hospital
 from fedward.client.replies import ReplyStore
 from fedward.client.spending import Charge
