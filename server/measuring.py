@@ -36,7 +36,6 @@ from fedward.server.study_folder import StudyFolder
 
 _TAIL = 13.5  # standard deviations; the keyed generator's noise ends at 13
 _LIMIT = 1 << 26
-_NPY_HEADER = 1024  # bytes
 Ints = npt.NDArray[np.int64]
 
 
@@ -200,9 +199,7 @@ def keep(folder: StudyFolder, study: Study, progress: Progress, done: Measuremen
     """
     save_checkpoint(folder.checkpoint, replace(progress, anchors=done.anchors), study)
     if FISHER in found.sums:
-        buffer = io.BytesIO()
-        np.save(buffer, fisher_of_weights(study.local, found.sums[FISHER]))
-        write_atomically(folder.fisher, buffer.getvalue())
+        write_atomically(folder.fisher, _npy(fisher_of_weights(study.local, found.sums[FISHER])))
     sums = {kind: values.tolist() for kind, values in found.sums.items()}
     body = {**found.__dict__, "sums": sums, "study": study_digest(study)}
     write_atomically(folder.measured, canonical_json(body))
@@ -231,20 +228,28 @@ def read_fisher(path: Path, count: int) -> Vector:
     """A Fisher diagonal that `keep` wrote, float32 (count,).
 
     Raises:
-        CheckpointRefused: unreadable, too large, of another student, or with values that no Fisher has.
+        CheckpointRefused: unreadable, of another student, or with values that no Fisher has.
     """
-    data = read_bounded(path, 4 * count + _NPY_HEADER, refusal=CheckpointRefused)
-    try:
-        values = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
-        raise CheckpointRefused(f"{path} is no numpy file; name the fisher.npy of a study.") from error
-    if not isinstance(values, np.ndarray) or values.shape != (count,) or values.dtype != np.float32:
-        raise CheckpointRefused(f"{path} is no Fisher of this student, which has {count:,} weights.")
+    like = _npy(np.zeros(count, np.float32))  # nothing is parsed: the header is known to the byte
+    data = read_bounded(path, len(like), refusal=CheckpointRefused)
+    start = len(like) - 4 * count
+    if len(data) != len(like) or data[:start] != like[:start]:
+        raise CheckpointRefused(
+            f"{path} is no Fisher of this student, which has {count:,} weights: name the fisher.npy of a "
+            "study of the same student."
+        )
+    values = np.frombuffer(data[start:], "<f4").astype(np.float32)
     if not (np.isfinite(values).all() and (values >= 0).all() and (values > 0).any()):
         raise CheckpointRefused(
             f"{path} holds no usable Fisher: it has negative, infinite or only zero values."
         )
-    return np.asarray(values)
+    return values
+
+
+def _npy(vector: Vector) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, vector)
+    return buffer.getvalue()
 
 
 _DAMAGED = "{} is damaged or of another study; delete it and go on with --resume."
