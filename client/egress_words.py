@@ -67,7 +67,11 @@ def _updates(found: Row) -> list[str]:
             f"Training ({told(count - bare, 'answer')}): each says how the shared model should change. "
             "Images were picked by lot, what any one of them could contribute was cut to a fixed size, and "
             "random noise, made to hide a contribution of that size, was added. "
-            + (_SEEDED if totals["seeded"] else "How well that hides an image is counted, study by study:")
+            + (
+                _SEEDED
+                if totals["seeded"]
+                else "How well that hides an image is counted below, study by study."
+            )
         )
     return said
 
@@ -87,7 +91,7 @@ def _measurements(totals: Row) -> list[str]:
             "one image could contribute was cut to a fixed size, and random noise, made to hide a "
             "contribution of that size, was added."
         )
-    if said and totals["seeded"]:
+    if said and totals["seeded"] and TRAIN not in totals["by_message"]:
         said.append(_SEEDED)
     return said
 
