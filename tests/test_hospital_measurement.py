@@ -153,6 +153,25 @@ def test_after_a_crash_between_its_charges_or_before_its_reply_it_is_the_same(
     assert [reply.to_bytes()] == computed or after < 2
 
 
+def test_a_refusal_between_its_charges_leaves_the_key_that_the_first_was_made_for(
+    folder: Path, asked: Callable[..., MeasureRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charge = Budget.charge
+
+    def refusing(self: Budget, *given: Any, **more: Any) -> Any:
+        if more["kind"] == "metric":
+            raise BudgetRefused("None is left.")
+        return charge(self, *given, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Budget, "charge", refusing)
+        with pytest.raises(BudgetRefused):
+            Hospital(folder).measure(asked())
+    assert _charged(Hospital(folder)) == [(3, "fisher")]
+    Hospital(folder).measure(asked())
+    assert _charged(Hospital(folder)) == [(3, "fisher"), (3, "metric")]
+
+
 def test_a_charge_whose_key_is_gone_is_not_measured_again(
     folder: Path, asked: Callable[..., MeasureRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
