@@ -7,14 +7,16 @@ is post-processing (`fedward.client.dp_sgd` says why that has to be said).
 - Counts: a record adds 1 in exactly m public cells, whatever it is and whatever model was sent, so one
   record moves the vector by sqrt(m) in L2. Noise: N(0, (sigma*sqrt(m))^2) a cell.
 - Fisher: a record's gradient g of the log-likelihood is clipped to ||g|| <= C' < C, and s, its squares summed
-  over each output channel, has ||s||_2 <= ||s||_1 = ||g||^2 <= C^2, for s has no negative entry. It is
+  over each output channel, has ||s||_2 <= ||s||_1 = ||g||^2 <= C^2, for no entry of s is negative and every
+  weight belongs to one channel. It is
   rounded down to a grid of 2^-20 * C^2, which only shortens it. So one record moves the sum by C^2 in L2.
   Noise: N(0, (sigma*C^2)^2) a channel. A gradient that is not finite counts as zero. `clip_below` leaves room
   for the rounding of float64 squares and sums, which is far below its allowance.
 
 Divided by their sensitivities both are one Gaussian mechanism of sensitivity 1 and noise multiplier sigma,
 over all records: `fedward.common.measurement.measurements` is what is charged. Every pass has one public
-shape, as in training: a record's answer is the same bits in any company (`fedward.client.training`).
+shape, as in training, and so has all that is computed of its rows until they are whole numbers: a record's
+part is the same bits in any company (`fedward.client.training`).
 """
 
 from collections.abc import Iterator
@@ -35,12 +37,12 @@ from fedward.common.measurement import (
     FISHER_GRID,
     METRIC,
     cells_of,
-    channel_sizes,
+    channel_ranges,
     measured_sizes,
     measurements,
     noise_deviations,
 )
-from fedward.common.models import build_student, unflatten
+from fedward.common.models import build_student, parameter_count, unflatten
 from fedward.common.per_sample import PerSampleGradients
 from fedward.common.quantization import load_latents
 from fedward.common.randomness import KeyedGenerator
@@ -94,18 +96,18 @@ def _counts(settings: LocalSettings, model: nn.Module, records: Split) -> Ints:
     cells = cells_of(settings)
     total = np.zeros(cells.count, np.int64)
     for images, labels, count in _batches(records):
-        total += cells.counts(model(images)[:count].numpy(), labels[:count].numpy())
+        total += cells.counts(cells.places(model(images).numpy(), labels.numpy())[:count])
     return total
 
 
 def _squares(settings: LocalSettings, model: nn.Module, records: Split) -> Ints:
-    engine, sizes = PerSampleGradients(model), channel_sizes(settings.spec)
+    engine, channels = PerSampleGradients(model), channel_ranges(settings.spec)
     total = np.zeros(measured_sizes(settings)[FISHER], np.int64)
-    clip = clip_below(1.0, 1, sum(sizes))
+    clip = clip_below(1.0, 1, parameter_count(model))
     for images, labels, count in _batches(records):
         gradients = engine.compute(images, lambda x, y=labels: classification(x, y, settings.task))  # type: ignore[misc]
-        scaled = [gradient[:count].double() / settings.max_grad_norm for gradient in gradients]
-        total += _steps(_clipped(scaled, clip)).sum(dim=0).numpy()
+        scaled = [gradient.double() / settings.max_grad_norm for gradient in gradients]
+        total += _steps(_clipped(scaled, clip), channels)[:count].sum(dim=0).numpy()
     return total
 
 
@@ -122,8 +124,10 @@ def _clipped(gradients: list[Tensor], clip: float) -> list[Tensor]:
     ]
 
 
-def _steps(gradients: list[Tensor]) -> Tensor:
+def _steps(gradients: list[Tensor], channels: list[range]) -> Tensor:
     """Squares summed over each output channel, in whole steps of the grid, int64 (units, channels)."""
-    by_channel = [gradient.square().flatten(2).sum(dim=2) if gradient.dim() > 2 else gradient.square()
-                  for gradient in gradients]  # fmt: skip
-    return torch.floor(torch.cat(by_channel, dim=1) / FISHER_GRID).to(torch.int64)
+    sums = torch.zeros(len(gradients[0]), channels[-1].stop, dtype=torch.float64)
+    for gradient, own in zip(gradients, channels, strict=True):
+        squares = gradient.square()
+        sums[:, own.start : own.stop] += squares if squares.dim() == 2 else squares.flatten(2).sum(dim=2)
+    return torch.floor(sums / FISHER_GRID).to(torch.int64)

@@ -7,7 +7,8 @@ under its own kind: `METRIC`, counts from which accuracy and AUC on the hospital
 
 import math
 
-from torch import nn
+import numpy as np
+import numpy.typing as npt
 
 from fedward.common.config import LocalSettings
 from fedward.common.mechanisms import Mechanism
@@ -34,18 +35,34 @@ def cells_of(settings: LocalSettings) -> MetricCells:
     return MetricCells(settings.task, len(settings.classes))
 
 
-def channel_sizes(spec: StudentSpec) -> list[int]:
-    """How many weights each output channel has, in the order of the student's parameters.
+def channel_ranges(spec: StudentSpec) -> list[range]:
+    """Which output channels each of the student's parameters belongs to, by its first axis, in their order.
 
-    An output channel is what one index of a parameter's first axis selects; a bias or a scale has one weight
-    a channel.
+    A channel is all that makes one output of a layer: a row of its weight, and the bias, or the
+    normalisation's scale and shift, that follow it. So every weight belongs to exactly one channel.
     """
-    return [size for parameter in _parameters(spec) for size in [parameter[0].numel()] * len(parameter)]
+    ranges: list[range] = []
+    for parameter in build_student(spec).parameters():
+        last = ranges[-1] if ranges else range(0)
+        follows = parameter.dim() == 1 and len(parameter) == len(last)
+        ranges.append(last if follows else range(last.stop, last.stop + len(parameter)))
+    return ranges
+
+
+def channel_of_weights(spec: StudentSpec) -> npt.NDArray[np.int64]:
+    """The channel of each weight of the flattened student, int64 (n,)."""
+    parameters = build_student(spec).parameters()
+    return np.concatenate(
+        [
+            np.repeat(np.array(channels), parameter[0].numel())
+            for parameter, channels in zip(parameters, channel_ranges(spec), strict=True)
+        ]
+    )
 
 
 def measured_sizes(settings: LocalSettings) -> dict[str, int]:
     """How many whole numbers each part of the measurement has."""
-    sizes = {METRIC: cells_of(settings).count, FISHER: len(channel_sizes(settings.spec))}
+    sizes = {METRIC: cells_of(settings).count, FISHER: channel_ranges(settings.spec)[-1].stop}
     return {kind: sizes[kind] for kind in measurements(settings)}
 
 
@@ -59,7 +76,3 @@ def noise_deviations(settings: LocalSettings) -> dict[str, float]:
     """The noise's standard deviation in each number of each part."""
     asked, bounds = measurements(settings), sensitivities(settings)
     return {kind: asked[kind].noise_multiplier * bounds[kind] for kind in asked}
-
-
-def _parameters(spec: StudentSpec) -> list[nn.Parameter]:
-    return list(build_student(spec).parameters())

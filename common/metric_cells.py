@@ -54,8 +54,8 @@ class MetricCells:
         """How many cells there are."""
         return int(np.prod(self.tables) + np.prod(self.histograms))
 
-    def counts(self, logits: npt.NDArray[np.float32], labels: Ints) -> Ints:
-        """The exact counts, int64 (count,): private.
+    def places(self, logits: npt.NDArray[np.float32], labels: Ints) -> Ints:
+        """In which cells each record adds 1, int64 (n, a_record), no two of a row alike: private.
 
         Args:
             logits: (n, classes), of any values.
@@ -68,7 +68,13 @@ class MetricCells:
         if self.task == "binary":
             scores, members = scores[:, 1:], members[:, 1:]
         bins = (scores * BINS).astype(np.int64).clip(0, BINS - 1)
-        return np.concatenate([_tally(self.tables, truth, decided), _tally(self.histograms, members, bins)])
+        behind = int(np.prod(self.tables))
+        parts = [_cells(self.tables, truth, decided), behind + _cells(self.histograms, members, bins)]
+        return np.concatenate(parts, axis=1)
+
+    def counts(self, places: Ints) -> Ints:
+        """How many records stand in each cell, int64 (count,)."""
+        return np.bincount(places.ravel(), minlength=self.count).astype(np.int64)
 
     def split(self, counts: Ints) -> tuple[Ints, Ints]:
         """The tables and the histograms of a vector of counts, in their shapes."""
@@ -79,8 +85,6 @@ class MetricCells:
         return values if values.ndim == 2 else values[:, None]
 
 
-def _tally(shape: tuple[int, int, int], rows: Ints, columns: Ints) -> Ints:
-    """How often each (k, rows[i, k], columns[i, k]) occurs, int64 (cells,)."""
-    found = np.zeros(shape, np.int64)
-    np.add.at(found, (np.arange(shape[0])[None, :], rows, columns), 1)
-    return found.ravel()
+def _cells(shape: tuple[int, int, int], rows: Ints, columns: Ints) -> Ints:
+    """The flat index of (k, rows[i, k], columns[i, k]) in an array of `shape`, int64 (n, shape[0])."""
+    return np.asarray(np.ravel_multi_index((np.arange(shape[0])[None, :], rows, columns), shape), np.int64)

@@ -6,6 +6,7 @@ post-processing and free: `fedward.server.private_figures`, and the Fisher for a
 
 import io
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +25,8 @@ from fedward.common.measurement import (
     FISHER,
     FISHER_GRID,
     METRIC,
-    channel_sizes,
+    channel_of_weights,
+    channel_ranges,
     measured_sizes,
     noise_deviations,
 )
@@ -177,15 +179,28 @@ def screen_measured(settings: LocalSettings, measured: dict[str, Ints], num_exam
             )
 
 
-def fisher_of_weights(settings: LocalSettings, sums: Ints) -> Vector:
-    """The summed Fisher by channel as a diagonal, float32 (n,), scaled to a mean of 1; zero where noise won.
+def fisher_of_weights(settings: LocalSettings, sums: Ints, hospitals: int) -> Vector:
+    """The Fisher by channel, summed over `hospitals`, as a diagonal: float32 (n,), scaled to a mean of 1.
 
-    Each of a channel's weights gets the channel's mean, and what is negative is only noise.
+    Each of a channel's weights gets the channel's mean. The noise is known, so each layer's channels are
+    first drawn toward the layer's mean as far as the noise explains their spread (Efron & Morris 1973);
+    without this the channels of few weights would be noise, and the largest. All 0 where noise won.
     """
-    sizes = np.array(channel_sizes(settings.spec))
-    weights = np.repeat(sums.clip(min=0) / sizes, sizes)
+    noise = noise_deviations(settings)[FISHER] * math.sqrt(hospitals)
+    layers = dict.fromkeys(channel_ranges(settings.spec))
+    drawn = np.concatenate([_drawn_together(sums[layer.start : layer.stop], noise) for layer in layers])
+    channel = channel_of_weights(settings.spec)
+    weights = (drawn / np.bincount(channel))[channel]
     mean = weights.mean()
     return (weights / mean if mean > 0 else weights).astype(np.float32)
+
+
+def _drawn_together(sums: Ints, noise: float) -> npt.NDArray[np.float64]:
+    """The posterior means of values under a Gaussian prior that is fitted to them; none is negative."""
+    centre = max(0.0, float(sums.mean()))
+    spread = max(0.0, float(((sums - centre) ** 2).mean()) - noise**2)
+    kept = spread / (spread + noise**2)
+    return np.asarray((centre + kept * (sums - centre)).clip(min=0.0))
 
 
 def keep(folder: StudyFolder, study: Study, progress: Progress, done: Measurement, found: Measured) -> None:
@@ -199,7 +214,9 @@ def keep(folder: StudyFolder, study: Study, progress: Progress, done: Measuremen
     """
     save_checkpoint(folder.checkpoint, replace(progress, anchors=done.anchors), study)
     if FISHER in found.sums:
-        write_atomically(folder.fisher, _npy(fisher_of_weights(study.local, found.sums[FISHER])))
+        write_atomically(
+            folder.fisher, _npy(fisher_of_weights(study.local, found.sums[FISHER], len(found.hospitals)))
+        )
     sums = {kind: values.tolist() for kind, values in found.sums.items()}
     body = {**found.__dict__, "sums": sums, "study": study_digest(study)}
     write_atomically(folder.measured, canonical_json(body))

@@ -4,14 +4,14 @@ from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
-import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedward.client import measuring
 from fedward.client.budget import Budget
 from fedward.common.config import LocalSettings
+from fedward.common.datasets import Split
 from fedward.common.measurement import FISHER, FISHER_GRID, METRIC, measurements
-from fedward.common.metric_cells import Ints, MetricCells
+from fedward.common.metric_cells import Ints
 
 
 def fisher_without_clip() -> AbstractContextManager[object]:
@@ -25,17 +25,18 @@ def fisher_without_clip() -> AbstractContextManager[object]:
 
 def weighted_counts() -> AbstractContextManager[object]:
     """Each class weighs the same in the counts, so that a record of a rare class weighs more than 1."""
-    counts = MetricCells.counts
+    counts = measuring._counts
 
-    def balanced(self: MetricCells, logits: Any, labels: Ints) -> Ints:
-        if len(labels) == 0:
-            return counts(self, logits, labels)
-        total = np.bincount(labels, minlength=self.classes)
-        parts = [counts(self, logits[labels == k], labels[labels == k]) for k in range(self.classes)]
-        factors = [len(labels) // max(1, int(number)) for number in total]
-        return np.asarray(sum(part * factor for part, factor in zip(parts, factors, strict=True)))
+    def balanced(settings: LocalSettings, model: nn.Module, records: Split) -> Ints:
+        total = counts(settings, model, records)
+        for label in range(len(settings.classes)):
+            mine = records.labels == label
+            of_class = Split(records.images[mine], records.labels[mine])
+            times = len(mine) // max(1, int(mine.sum())) - 1
+            total += max(0, times) * counts(settings, model, of_class)
+        return total
 
-    return mock.patch.object(MetricCells, "counts", balanced)
+    return mock.patch.object(measuring, "_counts", balanced)
 
 
 def noise_for_one_cell() -> AbstractContextManager[object]:

@@ -19,7 +19,6 @@ from fedward.client.round_keys import RoundKeys
 from fedward.common import cli
 from fedward.common.accountants import gaussian_epsilon
 from fedward.common.errors import SettingRefused
-from fedward.common.metric_cells import MetricCells
 from fedward.common.models import FAMILIES
 from fedward.common.per_sample import PerSampleGradients
 from fedward.common.privacy import Mechanism
@@ -248,7 +247,7 @@ def test_each_planted_fault_is_caught_by_its_probe_and_gone_afterwards(probe: Pr
 
 def _patched() -> list[object]:
     """Everything that a fault or a witness replaces."""
-    classes = (Budget, Hospital, KeyedGenerator, MetricCells, PerSampleGradients, ReplyStore, RoundKeys)
+    classes = (Budget, Hospital, KeyedGenerator, PerSampleGradients, ReplyStore, RoundKeys)
     return [dict(vars(owner)) for owner in (training, measuring, hospital_module, *classes)]
 
 

@@ -1,5 +1,6 @@
 """One record moves a measurement by at most its sensitivity, whatever the record and the model."""
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -17,7 +18,7 @@ from fedward.common.measurement import (
     FISHER,
     METRIC,
     cells_of,
-    channel_sizes,
+    channel_of_weights,
     measured_sizes,
     measurement_round,
     measurements,
@@ -25,7 +26,7 @@ from fedward.common.measurement import (
     sensitivities,
 )
 from fedward.common.metric_cells import BINS, MetricCells
-from fedward.common.models import build_student, flatten, initialise
+from fedward.common.models import build_student, flatten, initialise, unflatten
 from fedward.common.per_sample import PerSampleGradients
 from fedward.common.privacy import Mechanism
 from fedward.common.randomness import KeyedGenerator
@@ -78,11 +79,19 @@ def test_the_cells_are_public(task: str, cells: int, a_record: int) -> None:
 
 
 @pytest.mark.parametrize("student", ["fp32-cnn", "ternary-depthwise"])
-def test_the_channels_of_a_student_hold_all_its_weights(student: str, make_local: LocalMaker) -> None:
+def test_every_weight_belongs_to_one_channel_with_the_bias_or_scale_behind_it(
+    student: str, make_local: LocalMaker
+) -> None:
     local = make_local(student=student, fisher_noise_multiplier=1.0)
-    sizes = channel_sizes(local.spec)
-    assert sum(sizes) == len(_latents(local))
-    assert measured_sizes(local) == {FISHER: len(sizes)}
+    channel, parameters = channel_of_weights(local.spec), list(build_student(local.spec).parameters())
+    assert len(channel) == len(_latents(local))
+    count = sum(len(parameter) for parameter in parameters if parameter.dim() > 1)
+    assert sorted(set(channel.tolist())) == list(range(count))
+    assert measured_sizes(local) == {FISHER: count}
+    by_channel = unflatten(torch.from_numpy(channel), parameters)
+    for before, after in itertools.pairwise(by_channel):
+        if after.dim() == 1:
+            assert torch.equal(before.flatten(1)[:, 0] if before.dim() > 1 else before, after)
 
 
 def test_the_noise_is_its_multiplier_times_the_sensitivity(make_local: LocalMaker) -> None:
@@ -107,7 +116,7 @@ def test_a_record_adds_one_in_exactly_its_number_of_cells(data: st.DataObject, t
         else st.integers(0, cells.classes - 1)
     )
     with np.errstate(over="ignore"):
-        counts = cells.counts(np.array([logits], np.float32), np.array([label], np.int64))
+        counts = cells.counts(cells.places(np.array([logits], np.float32), np.array([label], np.int64)))
     assert counts.shape == (cells.count,)
     assert sorted(set(counts)) == [0, 1]
     assert int(counts.sum()) == cells.a_record == round(float(np.linalg.norm(counts)) ** 2)
@@ -116,7 +125,7 @@ def test_a_record_adds_one_in_exactly_its_number_of_cells(data: st.DataObject, t
 def test_the_counts_are_those_of_the_decisions() -> None:
     cells = MetricCells("binary", 2)
     logits = np.array([[0, 9], [0, 9], [9, 0], [0, 0]], np.float32)
-    tables, histograms = cells.split(cells.counts(logits, np.array([1, 0, 0, 1])))
+    tables, histograms = cells.split(cells.counts(cells.places(logits, np.array([1, 0, 0, 1]))))
     assert tables.tolist() == [[[1, 1], [1, 1]]]
     assert (int(histograms[0, 0, -1]), int(histograms[0, 1, -1])) == (1, 1)
     assert (int(histograms[0, 0, 0]), int(histograms[0, 1, BINS // 2])) == (1, 1)
@@ -150,7 +159,7 @@ def test_squares_by_channel_of_a_clipped_gradient_are_no_longer_than_the_clip_sq
 ) -> None:
     gradient = torch.tensor(values).double() * torch.tensor(signs).double()
     parts = [gradient[:4].view(1, 2, 2), gradient[4:].view(1, 2)]
-    steps = measuring._steps(measuring._clipped(parts, 0.999))
+    steps = measuring._steps(measuring._clipped(parts, 0.999), [range(2), range(2)])
     assert float(steps.double().norm()) <= 2.0**20
     assert bool((steps >= 0).all())
 
@@ -158,7 +167,7 @@ def test_squares_by_channel_of_a_clipped_gradient_are_no_longer_than_the_clip_sq
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 def test_a_gradient_that_is_not_finite_counts_as_zero(wrong: float) -> None:
     parts = [torch.tensor([[[1.0, wrong]], [[0.1, 0.1]]]).double()]
-    steps = measuring._steps(measuring._clipped(parts, 0.999))
+    steps = measuring._steps(measuring._clipped(parts, 0.999), [range(1)])
     assert steps[0].tolist() == [0]
     assert steps[1].tolist() == [int(0.02 * 2**20)]
 
@@ -169,15 +178,13 @@ def test_the_fisher_is_that_of_a_loop_over_records(make_local: LocalMaker) -> No
     found = exact_sums(local, latents, records)[FISHER] * 50.0**2 / 2**20
     model = build_student(local.spec)
     torch.nn.utils.vector_to_parameters(latents, model.parameters())
-    total = np.zeros(len(found))
+    channel, total = channel_of_weights(local.spec), np.zeros(len(found))
     for image, label in zip(records.images, records.labels, strict=True):
         model.zero_grad()
         inputs = torch.from_numpy(image[None].transpose(0, 3, 1, 2).astype(np.float32)) / 127.5 - 1.0
         torch.nn.functional.cross_entropy(model(inputs), torch.tensor([label])).backward()
-        total += np.concatenate(
-            [p.grad.flatten(1).square().sum(1).numpy() if p.dim() > 1 else p.grad.square().numpy()
-             for p in model.parameters() if p.grad is not None]
-        )  # fmt: skip
+        gradient = flatten([p.grad for p in model.parameters() if p.grad is not None])
+        total += np.bincount(channel, weights=gradient.square().numpy())
     assert np.allclose(found, total, rtol=1e-3, atol=len(records.images) * 50.0**2 / 2**20)
 
 

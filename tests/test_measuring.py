@@ -18,7 +18,7 @@ from fedward.client.hospital import open_hospital
 from fedward.common.config import LocalSettings, Study
 from fedward.common.decision import decide
 from fedward.common.errors import CheckpointRefused, QuorumMissed, UpdateRefused
-from fedward.common.measurement import FISHER, METRIC, cells_of, channel_sizes, measured_sizes
+from fedward.common.measurement import FISHER, METRIC, cells_of, channel_of_weights, measured_sizes
 from fedward.common.metrics import accuracy, balanced_accuracy, macro_auc
 from fedward.common.models import build_student, parameter_count
 from fedward.server import rounds as rounds_module
@@ -252,18 +252,30 @@ def test_answers_that_were_damaged_on_the_disk_are_refused(
 # The Fisher
 
 
-def test_a_channels_weights_share_its_mean_and_negative_channels_are_zero(make_local: LocalMaker) -> None:
-    local = make_local(fisher_noise_multiplier=1.0)
-    sizes = channel_sizes(local.spec)
-    sums = np.zeros(len(sizes), np.int64)
-    sums[0], sums[1], sums[-1] = 5 * sizes[0], -100, 5 * sizes[-1]
-    fisher = fisher_of_weights(local, sums)
-    assert fisher.shape == (sum(sizes),)
-    assert len(set(fisher[: sizes[0]].tolist())) == 1
-    assert fisher[0] == fisher[-1] > 0
-    assert not fisher[sizes[0] : -sizes[-1]].any()
-    assert math.isclose(float(fisher.astype(np.float64).mean()), 1.0, rel_tol=1e-5)
-    assert not fisher_of_weights(local, -np.abs(sums)).any()
+def test_a_channels_weights_share_its_mean(make_local: LocalMaker) -> None:
+    local = make_local(fisher_noise_multiplier=1e-6)
+    channel = channel_of_weights(local.spec)
+    sizes = np.bincount(channel)
+    sums = 1000 * np.arange(len(sizes)) * sizes
+    fisher = fisher_of_weights(local, sums, 3).astype(np.float64)
+    assert math.isclose(float(fisher.mean()), 1.0, rel_tol=1e-5)
+    expected = 1000.0 * channel
+    assert np.allclose(fisher, expected / expected.mean(), rtol=1e-4)
+
+
+def test_noise_in_a_channel_is_drawn_to_its_layer_and_never_below_zero(make_local: LocalMaker) -> None:
+    local = make_local(fisher_noise_multiplier=4.0)
+    channel = channel_of_weights(local.spec)
+    sizes, rng = np.bincount(channel), np.random.default_rng(0)
+    exact = (sizes * 2.0**20 * rng.uniform(0.5, 1.5, len(sizes))).astype(int)
+    noised = exact + np.rint(rng.normal(size=len(sizes)) * 4.0 * 2**20 * math.sqrt(3)).astype(int)
+    truth = (exact / sizes)[channel]
+    plain = (noised.clip(min=0) / sizes)[channel]
+    fisher = fisher_of_weights(local, noised, 3)
+    errors = [float(np.abs(found / found.mean() - truth / truth.mean()).mean()) for found in (fisher, plain)]
+    assert errors[0] < errors[1]
+    assert (fisher >= 0).all()
+    assert not fisher_of_weights(local, -np.abs(exact), 3).any()
 
 
 def _npy(path: Path, values: object) -> Path:
@@ -305,6 +317,11 @@ def _drawn(task: str, classes: int, count: int = 4000) -> tuple[np.ndarray, np.n
     return (rng.normal(size=(count, classes)) + 1.5 * np.eye(classes)[labels]).astype(np.float32), labels
 
 
+def _counted(local: LocalSettings, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    cells = cells_of(local)
+    return cells.counts(cells.places(logits, labels))
+
+
 TASKS = [("binary", 2), ("multi-class", 3), ("multi-label", 3)]
 
 
@@ -314,7 +331,7 @@ def test_without_noise_the_figures_are_those_of_the_records(
 ) -> None:
     local = make_local(task=task, classes=("a", "b", "c")[:classes], metric_noise_multiplier=1e-6)
     logits, labels = _drawn(task, classes)
-    found = private_figures(local, cells_of(local).counts(logits, labels), 1)["figures"]
+    found = private_figures(local, _counted(local, logits, labels), 1)["figures"]
     decisions = decide(logits, task)
     auc = macro_auc(logits, labels, task)
     assert auc is not None
@@ -330,7 +347,7 @@ def test_the_standard_errors_are_as_large_as_the_noises_spread(
     """And nearly unbiased: the noise's negative half is kept."""
     local = make_local(task=task, classes=("a", "b", "c")[:classes], metric_noise_multiplier=5.0)
     cells = cells_of(local)
-    counts = cells.counts(*_drawn(task, classes))
+    counts = _counted(local, *_drawn(task, classes))
     rng, exact = np.random.default_rng(1), private_figures(local, counts, 1)["figures"]
     deviation = 5.0 * math.sqrt(cells.a_record) * math.sqrt(2)
     draws = [
@@ -349,7 +366,7 @@ def test_the_standard_errors_are_as_large_as_the_noises_spread(
 def test_a_class_that_drowns_in_the_noise_has_no_figure(make_local: LocalMaker) -> None:
     local = make_local(metric_noise_multiplier=50.0)
     logits, labels = _drawn("binary", 2, 100)
-    found = private_figures(local, cells_of(local).counts(logits, labels), 1)
+    found = private_figures(local, _counted(local, logits, labels), 1)
     assert found["figures"] == found["standard_errors"]
     assert found["figures"] == {"auc": None, "accuracy": None, "balanced_accuracy": None}
 
