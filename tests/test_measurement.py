@@ -149,6 +149,23 @@ def test_one_record_moves_the_exact_sums_by_at_most_their_sensitivity(
                 assert moved > 0 or kind == FISHER
 
 
+@pytest.mark.parametrize("student", ["fp32-cnn", "ternary-depthwise"])
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_the_sums_are_those_of_records_measured_one_by_one(
+    student: str, task: str, make_local: LocalMaker
+) -> None:
+    """Exactly: no record's company changes a bit of its part."""
+    local = _asked(make_local, task, student=student)
+    records, latents = _records(task, 12), _latents(local)
+    whole = exact_sums(local, latents, records)
+    parts = [
+        exact_sums(local, latents, Split(records.images[i : i + 1], records.labels[i : i + 1]))
+        for i in range(12)
+    ]
+    for kind, values in whole.items():
+        assert np.array_equal(values, np.sum([part[kind] for part in parts], axis=0))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     values=st.lists(st.sampled_from([1e-40, 1e-3, 1.0, 7.0, 1e19, 3e38]), min_size=6, max_size=6),
