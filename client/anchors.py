@@ -15,13 +15,11 @@ import hashlib
 import hmac
 
 from fedward.client.budget import Budget
-from fedward.client.identity import KEY_BYTES
 from fedward.client.registry import Registry
 from fedward.common.chain import Head
 from fedward.common.errors import LedgerRefused, RequestRefused
-from fedward.common.files import read_bounded
 
-_KEY_FILE = "image.key"  # the site's one secret, in the registry's folder
+_PURPOSE = b"fedward ledger anchor "
 _NAME_BYTES, _NUMBER_BYTES = 16, 8
 _PLACE_BYTES = _NAME_BYTES + _NUMBER_BYTES
 
@@ -30,14 +28,11 @@ class Anchors:
     """Makes and reads a site's tokens."""
 
     def __init__(self, registry: Registry) -> None:
-        """Derive the keys from the secret of the registry's folder.
-
-        Raises:
-            LedgerRefused: it is missing or damaged.
-        """
-        secret = read_bounded(registry.folder / _KEY_FILE, KEY_BYTES, refusal=LedgerRefused)
+        """Derive the keys from the site's secret."""
         self._registry = registry
-        self._mac_key, self._pad_key = (_derived(secret, purpose) for purpose in (b"mac", b"pad"))
+        self._mac_key, self._pad_key = (
+            registry.identity.subkey(_PURPOSE + part) for part in (b"mac", b"pad")
+        )
 
     def token(self, ledger_id: str, head: Head) -> str:
         """The token of an entry of the ledger `ledger_id` (32 hex digits)."""
@@ -108,7 +103,3 @@ class Anchors:
         """`place` under the pad of this entry, or out of it again; no two entries share a pad."""
         pad = hmac.digest(self._pad_key, entry_hash.encode(), hashlib.sha256)[:_PLACE_BYTES]
         return bytes(a ^ b for a, b in zip(place, pad, strict=True))
-
-
-def _derived(secret: bytes, purpose: bytes) -> bytes:
-    return hmac.digest(secret, b"fedward ledger anchor " + purpose, hashlib.sha256)

@@ -157,11 +157,13 @@ class Budget:
             body = {"study": study, "mechanisms": [mechanism_json(m) for m in mechanisms_of(plan)]}
             self.ledger.append("reserved", body)
 
-    def release(self, study: str) -> None:
-        """Give up what is left of a study's reservation, for other studies to use."""
+    def release(self, study: str) -> tuple[Mechanism, ...]:
+        """Give up what is left of a study's reservation, for other studies to use, and say what that was."""
         with self._held():
+            freed = mechanisms_of(self.state.reserved.get(study, Steps()))
             if study in self.state.reserved:
                 self.ledger.append("released", {"study": study})
+        return freed
 
     def spent(self, delta: float | None = None) -> float:
         """Epsilon of the image on which most was spent, at `delta` or the budget's own, by PRV."""
@@ -213,6 +215,15 @@ class Budget:
             if anchor not in self.state.suspended:
                 self.ledger.append("suspended", {"seq": anchor.seq, "hash": anchor.hash})
             self.ledger.require(anchor)
+
+    def require_whole(self) -> None:
+        """Refuse all work while an anchored head is missing.
+
+        Raises:
+            LedgerRefused: one is, of this ledger or of one that shares an image.
+        """
+        with self._held() as cells:
+            self._refuse_if_suspended(cells)
 
     def recover(self, anchor: Head, mechanisms: Iterable[Mechanism]) -> None:
         """Enter again what was spent up to `anchor`, a head that an older copy of the ledger lacks.

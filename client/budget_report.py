@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from fedward.client.budget import Budget
 from fedward.client.spending import Charge, mechanisms_of, steps_of
 from fedward.common.errors import OutputRefused
 from fedward.common.files import refused_output
-from fedward.common.printing import printable
+from fedward.common.printing import printable, unmistakable
 from fedward.common.privacy import Mechanism, epsilon
 
 # Each point of the plot asks the accountant once.
 _MOST_POINTS = 60
+_COLUMNS = ("kind", "rounds", "steps", "noise", "rate", "epsilon alone", "rounds affordable")
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,60 @@ def tables(found: dict[str, Any]) -> list[Table]:
     """The tables of one `summary`."""
     total = Table("total", "spent", "planned", "left")
     total.add_row(*(_figure(found[key]) for key in ("total_epsilon", "spent", "planned", "left")))
-    rows = Table("study", "kind", "rounds", "steps", "noise", "rate", "epsilon alone", "rounds affordable")
+    rows = _by_study(*_COLUMNS)
     for usage in found["usage"]:
         rows.add_row(
-            _text(usage["study"]), usage["kind"], str(usage["rounds"]), str(usage["steps"]),
+            escape(unmistakable(usage["study"])), usage["kind"], str(usage["rounds"]), str(usage["steps"]),
             f"{usage['noise_multiplier']:g}", f"{usage['sample_rate']:g}", _figure(usage["epsilon"]),
             str(usage["rounds_affordable"]),
         )  # fmt: skip
-    return [total, rows]
+    return [total, rows, *_reserved(found["reserved"])]
+
+
+def _reserved(plans: list[dict[str, Any]]) -> list[Table]:
+    if not plans:
+        return []
+    table = _by_study("steps reserved", "noise", "rate")
+    for plan in plans:
+        table.add_row(
+            escape(unmistakable(plan["study"])), str(plan["steps"]), f"{plan['noise_multiplier']:g}",
+            f"{plan['sample_rate']:g}",
+        )  # fmt: skip
+    return [table]
+
+
+def _by_study(*columns: str) -> Table:
+    """A table that cuts nothing: half a name could be another study's, half a figure another figure."""
+    study = Column("study", overflow="fold", ratio=1)
+    return Table(study, *(Column(name, overflow="fold") for name in columns))
+
+
+def released(budget: Budget, study: str) -> dict[str, Any]:
+    """Give up what is reserved for `study`, and tell what came free as a JSON object."""
+    before = budget.planned()
+    freed = budget.release(study)
+    return {
+        "names": budget.state.names,
+        "freed": [vars(mechanism) for mechanism in freed],
+        "planned_before": _finite(before),
+        "planned": _finite(budget.planned()),
+        "spent": _finite(budget.spent()),
+        "total_epsilon": budget.terms.total_epsilon,
+    }
+
+
+def released_said(found: dict[str, Any]) -> str:
+    """One `released` in words."""
+    steps = "; ".join(
+        f"{freed['steps']} steps at noise multiplier {freed['noise_multiplier']:g} and sample rate "
+        f"{freed['sample_rate']:g}"
+        for freed in found["freed"]
+    )
+    return (
+        f"{_text(', '.join(found['names']))}: {steps or 'nothing'} came free. Of epsilon "
+        f"{found['total_epsilon']:g}, {_figure(found['planned'])} is spent or reserved now, where "
+        f"{_figure(found['planned_before'])} was; {_figure(found['spent'])} is spent and stays so."
+    )
 
 
 def timeline(budget: Budget) -> list[tuple[datetime, float]]:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from fedward.client.anchors import Anchors
 from fedward.client.budget import Budget
+from fedward.client.egress_log import LOG_HEAD, LogEnd
 from fedward.client.registry import Registry
 from fedward.client.round_keys import RoundKeys
-from fedward.client.spending import DP_SGD, Charge, steps_of
+from fedward.client.spending import DP_SGD, Charge, Spending, steps_of
 from fedward.common.config import LocalSettings
 from fedward.common.errors import BudgetRefused, RequestRefused
 from fedward.common.measure_messages import MeasureRequest
@@ -69,7 +70,13 @@ class Account:
     """
 
     def __init__(
-        self, hospital: str, seed: int | None, snapshot: str, keys: RoundKeys, registry: Registry | None
+        self,
+        hospital: str,
+        seed: int | None,
+        snapshot: str,
+        keys: RoundKeys,
+        registry: Registry | None,
+        log_end: LogEnd,
     ) -> None:
         """Charge work on the records whose digest is `snapshot`.
 
@@ -77,11 +84,13 @@ class Account:
             hospital: its name.
             seed: of a simulation or test folder, whose keys are derived from it; else None.
             registry: of its budgets; None where nothing is charged.
+            log_end: of the log of what left it, which each charge notes.
         """
         self.budget: Budget | None = None
         self._hospital, self._seed = hospital, seed
         self._snapshot = snapshot
         self._keys = keys
+        self._log_end = log_end
         if registry is not None:
             self._registry = registry
             self.anchors = Anchors(registry)
@@ -118,6 +127,8 @@ class Account:
         Raises:
             BudgetRefused, RequestRefused, LedgerRefused: nothing is computed.
         """
+        if self.budget is not None:
+            self.budget.require_whole()  # before a key is kept, which nothing would be drawn from
         was_kept = self._keys.holds(work.key_name)
         generator = self._generator(work)
         try:
@@ -156,12 +167,19 @@ class Account:
         if settings.target_delta != self.budget.terms.delta:
             raise BudgetRefused(f"The study's delta is {settings.target_delta:g}, the budget's another.")
         self._plan(work, self.budget)
-        extra = {"key": generator.key_digest, "snapshot": self._snapshot}
         for kind, mechanism in sorted(work.mechanisms.items()):
+            noted = self._log_head(self.budget.find(work.study, work.server_round, kind))
+            extra = {"key": generator.key_digest, "snapshot": self._snapshot, **noted}
             charge = self.budget.charge(
                 work.study, work.server_round, work.digest, mechanism, kind=kind, extra=extra
             )
         return charge
+
+    def _log_head(self, known: Charge | None) -> dict[str, object]:
+        """Where the log of what left ended at a charge: of one that is known, after a crash, where then."""
+        if known is not None:
+            return {LOG_HEAD: known.extra[LOG_HEAD]} if LOG_HEAD in known.extra else {}
+        return self._log_end.noted()
 
     def _plan(self, work: Work, budget: Budget) -> None:
         """Reserve the whole study with its first request, once: all its rounds, and its measurement.
@@ -176,14 +194,19 @@ class Account:
             if budget.charges(work.study, work.server_round):
                 return  # charged before a crash; to run it again spends nothing
             frozen = budget.state.plans.get(work.study)
-            if frozen is None and any(study == work.study for study, _, _ in budget.state.charges):
+            if frozen is None and _is_over(budget.state, work.study):
                 raise RequestRefused(
-                    f"Study {work.study!r} has had its last round here, and its plan was given up: "
+                    f"Study {work.study!r} has had its last round here, or its plan was given up: "
                     "nothing more is charged to it. Go on under a new study's name."
                 )
             if frozen is not None and frozen != steps_of(plan):
                 raise RequestRefused(_other_plan(work.study, steps[DP_SGD]))
             budget.reserve(work.study, plan)
+
+
+def _is_over(spending: Spending, study: str) -> bool:
+    """Given up before or after its first charge; an older version charged without a plan."""
+    return study in spending.released or any(charged == study for charged, _, _ in spending.charges)
 
 
 def _other_plan(study: str, steps: Mechanism) -> str:

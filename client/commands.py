@@ -10,16 +10,18 @@ from rich.console import Console
 from fedward.client import egress_report
 from fedward.client.anchors import Anchors
 from fedward.client.budget import Budget
-from fedward.client.budget_report import heading, plot, summary, tables
-from fedward.client.egress import LOG
+from fedward.client.budget_report import heading, plot, released, released_said, summary, tables
+from fedward.client.egress_log import LOG, LOG_HEAD
+from fedward.client.egress_sums import summary as left_summary
 from fedward.client.egress_words import explanation
 from fedward.client.registry import Registry
 from fedward.common.bundle import read_bundle
 from fedward.common.chain import Head
-from fedward.common.errors import BundleRefused, LedgerRefused, SettingRefused
+from fedward.common.errors import BundleRefused, LedgerRefused, SettingRefused, UnknownName
 from fedward.common.files import config_folder
 from fedward.common.ledger import Ledger
 from fedward.common.mechanisms import Mechanism
+from fedward.common.printing import unmistakable
 from fedward.common.trust import load_trust
 
 BUDGET_FOLDER = "budget"  # of a hospital's state folder
@@ -59,6 +61,27 @@ def budget(
 
 
 @app.command()
+def release(
+    study: Annotated[str, typer.Argument(help="The study's name, as `fedward hospital budget` shows it.")],
+    state: State = None,
+    dataset: Annotated[str | None, typer.Option(help="In this data set's budget only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give up what is reserved for STUDY, which will not finish: its later rounds are refused for good."""
+    chosen = _budgets(_folder(state), dataset)
+    name = _reserved_name(chosen, study)
+    found = [released(one, name) for one in chosen if name in one.state.reserved]
+    if as_json:
+        typer.echo(json.dumps({"schema": 1, "study": name, "datasets": found}))
+    else:
+        for one in found:
+            typer.echo(released_said(one))
+        typer.echo(
+            f"Later rounds of study {unmistakable(name)} are refused; what it was charged stays spent."
+        )
+
+
+@app.command()
 def egress(
     state: State = None,
     last: Annotated[int | None, typer.Option(min=1, help="Show so many messages; with --json all.")] = None,
@@ -67,9 +90,9 @@ def egress(
 ) -> None:
     """List what left this hospital: each message and field, when, why, its class, digest and charge."""
     folder = _folder(state)
-    log = _log_of(folder)
     budgets = list(_registry(folder).budgets()) if (folder / BUDGET_FOLDER).is_dir() else []
-    found = egress_report.summary(log, budgets, last if as_json else last or _SHOWN)
+    log = _log_of(folder, budgets)
+    found = left_summary(log, budgets, last if as_json else last or _SHOWN)
     if explain:
         found["explanation"] = explanation(found)
     if as_json:
@@ -139,17 +162,32 @@ def _own_anchor(anchors: Anchors, release: Path, trust: Path | None) -> str:
     return own[0]
 
 
+def _reserved_name(budgets: list[Budget], shown: str) -> str:
+    """The name of the study that `shown` stands for, as it is printed or else as it is."""
+    names = sorted({name for budget in budgets for name in budget.state.reserved})
+    found = {**{name: name for name in names}, **{unmistakable(name): name for name in names}}
+    if shown in found:
+        return found[shown]
+    listed = ", ".join(map(unmistakable, names)) or "none"
+    raise UnknownName(f"Nothing is reserved for a study {shown!r}; studies with a reservation: {listed}.")
+
+
 def _head_json(head: Head) -> dict[str, Any]:
     return {"entry": head.seq, "hash": head.hash}
 
 
-def _log_of(state: Path) -> Ledger:
-    if not (state / LOG).exists():
+def _log_of(state: Path, budgets: list[Budget]) -> Ledger:
+    if (state / LOG).exists():
+        return Ledger.open(state / LOG)
+    if any(LOG_HEAD in charge.extra for budget in budgets for charge in budget.state.charges.values()):
         raise LedgerRefused(
-            f"{state} holds no record of what left: nothing was sent from it, or it is no state folder; name "
-            "a hospital's with --state."
+            f"{state / LOG} is gone: the privacy budget's ledger notes that it had entries. Put back its "
+            "newest copy."
         )
-    return Ledger.open(state / LOG)
+    raise LedgerRefused(
+        f"{state} holds no record of what left: nothing was sent from it, or it is no state folder; name "
+        "a hospital's with --state."
+    )
 
 
 def _folder(state: Path | None) -> Path:

@@ -7,6 +7,8 @@ synced before the message leaves: where it cannot be written, one constant sente
 
     left   {message, asked, about, bytes, fields: [{name, class, bytes, sha256, why?}], charges}
     held   {message, asked, why}                       a message that was not sent, and the reason
+
+What is asked again and again is counted, not written again: see `fedward.client.egress_log`.
 """
 
 import functools
@@ -30,22 +32,19 @@ from fedward.client.egress_fields import (
     SEEDED_MEASUREMENT,
     WAIVED,
 )
+from fedward.client.egress_log import HELD, LOG, EgressLog
 from fedward.client.spending import Charge, mechanism_json
 from fedward.common.errors import (
     BudgetRefused,
     EgressRefused,
-    LedgerRefused,
     PayloadRefused,
     Refusal,
     RequestRefused,
     SettingRefused,
 )
-from fedward.common.files import canonical_json, parse_canonical, refused_output
-from fedward.common.ledger import Ledger
+from fedward.common.files import canonical_json, parse_canonical
 from fedward.common.messages import CONFIG, refusal_reply
 
-LOG = Path("egress") / "ledger.jsonl"  # in a hospital's state folder
-PURPOSE = "egress"
 # Refusals whose sentences are about the request and the budget only.
 SPEAKING = (BudgetRefused, PayloadRefused, RequestRefused, SettingRefused)
 SILENT = "The hospital cannot answer; see its own log."
@@ -79,13 +78,8 @@ class Gate:
             LedgerRefused: busy, or it does not verify.
             OutputRefused: it cannot be written.
         """
-        try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise refused_output(path.parent, error) from error
-        self.ledger = _opened(path)
-        if self.ledger.purpose != PURPOSE:
-            raise LedgerRefused(f"{path} is no record of what left: put back its newest copy.")
+        self._log = EgressLog.open(path)
+        self.ledger = self._log.ledger
 
     def release(
         self,
@@ -116,7 +110,7 @@ class Gate:
             paid = {charge.kind for charge in charges}
             classed = [_classed(kind, field, paid, remark) for field in fields]
         except EgressRefused as refusal:
-            self._append("held", {"message": kind, "asked": _asked(request), "why": str(refusal)[:500]})
+            self._log.write(HELD, {"message": kind, "asked": _asked(request), "why": str(refusal)[:500]})
             raise
         self._left(kind, request, classed, _about(header), charges)
         return Message(content, reply_to=request)
@@ -158,10 +152,7 @@ class Gate:
             "fields": fields,
             "charges": [_charge_json(charge) for charge in charges],
         }
-        self._append("left", body)
-
-    def _append(self, kind: str, body: dict[str, Any]) -> None:
-        self.ledger.append(kind, body)
+        self._log.write("left", body)
 
 
 @functools.lru_cache(maxsize=64)
@@ -173,16 +164,6 @@ def open_gate(folder: Path) -> Gate:
 def unlogged(request: Message) -> Message:
     """The one message that leaves without a line in the log, since there is no log: a constant."""
     return refusal_reply(EgressRefused(UNLOGGED), request)
-
-
-def _opened(path: Path) -> Ledger:
-    if not path.exists():
-        try:
-            return Ledger.create(path, PURPOSE)
-        except LedgerRefused:
-            # Another process was first; if it was not that, opening says what is wrong.
-            return Ledger.open(path)
-    return Ledger.open(path)
 
 
 def _opened_up(content: RecordDict) -> tuple[dict[str, Any], list[Field]]:

@@ -6,9 +6,9 @@ from typing import Any
 from rich.markup import escape
 
 from fedward.client.egress_fields import ENROL, TRAIN
+from fedward.client.egress_sums import Row
 from fedward.common.printing import printable
 
-Row = dict[str, Any]
 _SEEDED = (
     "BUT the noise was drawn from a seed, because this is a simulation or a test: whoever knows the seed can "
     "take the noise off again, so it protects nobody, and the figures below hold for the method only."
@@ -17,10 +17,11 @@ _SEEDED = (
 
 def explanation(found: Row) -> list[str]:
     """What left and what did not, in plain words: one paragraph an item, without jargon."""
-    totals = found["totals"]
+    totals, gap = found["totals"], missing_said(found)
     if not totals["messages"]:
-        return ["Nothing has left this hospital through this program."]
+        return gap or ["Nothing has left this hospital through this program."]
     return [
+        *gap,
         f"From {day(totals['first'])} to {day(totals['last'])} this hospital sent "
         f"{told(totals['messages'], 'message')} to the study's coordinator, {totals['bytes']:,} bytes in "
         "all. Each was written to a log before it left, and the log shows if anybody changes it afterwards.",
@@ -35,6 +36,19 @@ def explanation(found: Row) -> list[str]:
         "error; no line of a log file. The program sends the fields that are listed here and refuses to send "
         "any other.",
         "What the coordinator can see besides: that your computer was connected, and when an answer arrived.",
+    ]
+
+
+def missing_said(found: Row) -> list[Any]:
+    """That entries are missing from the log, if any are."""
+    row = found["missing"]
+    if not row:
+        return []
+    return [
+        f"[bold]ENTRIES ARE MISSING from this log:[/bold] it had at least {row['entry'] + 1:,} on "
+        f"{day(row['time'])}, as the privacy budget's ledger notes at round {row['round']} of "
+        f'"{text(row["study"])}", and the last of those is not here. It was deleted, cut or '
+        "exchanged since: put back its newest copy. What is listed is not all that left."
     ]
 
 
@@ -135,8 +149,9 @@ def _held(found: Row) -> list[str]:
     if not found["held"]:
         return []
     last = found["held"][-1]
+    count = found["held_unwritten"] + sum(row["times"] for row in found["held"])
     return [
-        f"Held back: {told(len(found['held']), 'message')} would have carried something that has no place "
+        f"Held back: {told(count, 'message')} would have carried something that has no place "
         f"in this list, so nothing of it was sent. The last one, on {day(last['time'])}: "
         f"{text(last['why'])} This is a fault of the program: tell its makers."
     ]

@@ -17,6 +17,7 @@ import torch
 
 from fedward.client.charging import DATASET, Account, Request, Work
 from fedward.client.egress_fields import SEEDED, WAIVED
+from fedward.client.egress_log import LogEnd
 from fedward.client.ewc import ElasticPull
 from fedward.client.measuring import measure
 from fedward.client.registry import Registry
@@ -27,7 +28,7 @@ from fedward.client.training import LocalRound, train
 from fedward.common.codec import CODECS, Vector, decode, encode
 from fedward.common.config import MAXIMUM_DECLARED, LocalSettings, declared_count
 from fedward.common.datasets import Split, fingerprint, read_split, save_npz
-from fedward.common.errors import DatasetRefused, RequestRefused
+from fedward.common.errors import DatasetRefused, LedgerRefused, RequestRefused
 from fedward.common.files import canonical_json, make_folder, write_atomically
 from fedward.common.locks import FileLock
 from fedward.common.measure_messages import CODEC, MeasureReply, MeasureRequest
@@ -86,13 +87,14 @@ def create_hospital(
         raise DatasetRefused(f"A data set has at most {MAXIMUM_DECLARED:,} images; import it in parts.")
     make_folder(folder)
     profile = Profile(name, declared_count(len(records.images)), budget, delta, seed, classes)
-    save_npz(folder / RECORDS, records)
-    write_atomically(folder / PROFILE, canonical_json(profile.__dict__))
+    # The budget first: images that are not registered are not trained on, whenever a crash comes.
     if budget is not None:
         registry = Registry(folder / BUDGETS)
         registry.import_dataset(
             DATASET, registry.identity.digests(records.images), total_epsilon=budget, delta=delta
         )
+    save_npz(folder / RECORDS, records)
+    write_atomically(folder / PROFILE, canonical_json(profile.__dict__))
     return profile
 
 
@@ -100,15 +102,38 @@ class Hospital:
     """Answers requests from a state folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Open the folder that `create_hospital` made."""
+        """Open the folder that `create_hospital` made.
+
+        Raises:
+            DatasetRefused: its records cannot be read, or are not those that its budget is registered for.
+            LedgerRefused: its budget does not verify, or is there although the profile knows of none.
+        """
         self.profile = Profile(**json.loads((folder / PROFILE).read_bytes()))
         self._records = read_split(folder / RECORDS)
         self._snapshot = fingerprint(self._records)
         self._replies = ReplyStore(folder / "replies")
         self._keys = RoundKeys(folder / "keys")
         registry = None if self.profile.budget is None else Registry(folder / BUDGETS)
-        self._account = Account(self.profile.name, self.profile.seed, self._snapshot, self._keys, registry)
+        self._account = Account(
+            self.profile.name, self.profile.seed, self._snapshot, self._keys, registry, LogEnd(folder)
+        )
         self.budget = self._account.budget
+        if registry is not None:
+            self._refuse_unregistered(registry)
+        elif (folder / BUDGETS).exists():
+            raise LedgerRefused(
+                f"{folder} holds a privacy budget that its {PROFILE} knows nothing of: put back the newest "
+                "copy of that, or simulate without privacy in a folder of its own."
+            )
+
+    def _refuse_unregistered(self, registry: Registry) -> None:
+        """Whoever puts other images into the file must not train on them at another data set's expense."""
+        if len(self._records.images) > self.profile.num_examples:
+            raise DatasetRefused(
+                f"{RECORDS} holds more images than the {self.profile.num_examples} that were declared: put "
+                "the imported file back, or import these images first."
+            )
+        registry.require_registered(DATASET, registry.identity.digests(self._records.images))
 
     @property
     def enrolment(self) -> dict[str, object]:
@@ -147,8 +172,9 @@ class Hospital:
         work = Work.of(request)
         self._account.require_anchor(request.anchor)
         self._account.refuse_other_content(work)
-        # A second daemon waits for the first one's reply, and sends the same.
-        with FileLock(self._replies.folder / f"{work.key_name}.lock", _LONGEST_ROUND_SECONDS):
+        # A second daemon waits for the first one's reply, and sends the same. There are 256 locks, not one
+        # for each request: a coordinator could fill the disk with those of requests that are refused.
+        with FileLock(self._replies.folder / f"{work.key_name[:2]}.lock", _LONGEST_ROUND_SECONDS):
             stored = self._replies.get(work.study, work.server_round, work.digest, kind)
             if stored is None:
                 self._check(request.settings)

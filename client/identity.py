@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from fedward.common.datasets import MIN_SIDE
 from fedward.common.errors import DatasetRefused, LedgerRefused
 from fedward.common.files import read_bounded, write_atomically
 
 KEY_BYTES = 32
 DIGEST_BYTES = 16
 _MOST_IMAGES = 1 << 26
+_SHORTEST_IMAGE = MIN_SIDE * MIN_SIDE  # bytes
 
 
 class DataIdentity:
@@ -61,6 +63,16 @@ class DataIdentity:
         if images.dtype != np.uint8 or images.ndim < 2:
             raise DatasetRefused(f"Images must be uint8 (n, ...), not {images.dtype} {images.shape}.")
         return frozenset(self._digest(image.tobytes()) for image in images)
+
+    def subkey(self, purpose: bytes) -> bytes:
+        """32 secret bytes for another purpose of the site; the shortest image is longer than a purpose.
+
+        Raises:
+            ValueError: a purpose that could be an image's pixels.
+        """
+        if not 0 < len(purpose) < _SHORTEST_IMAGE:
+            raise ValueError(f"A purpose has 1 to {_SHORTEST_IMAGE - 1} bytes.")
+        return hmac.digest(self._key, purpose, hashlib.sha256)
 
     def _digest(self, data: bytes) -> bytes:
         return hmac.digest(self._key, data, hashlib.sha256)[:DIGEST_BYTES]

@@ -8,10 +8,12 @@ is post-processing (`fedward.client.dp_sgd` says why that has to be said).
   record moves the vector by sqrt(m) in L2. Noise: N(0, (sigma*sqrt(m))^2) a cell.
 - Fisher: a record's gradient g of the log-likelihood is clipped to ||g|| <= C' < C, and s, its squares summed
   over each output channel, has ||s||_2 <= ||s||_1 = ||g||^2 <= C^2, for no entry of s is negative and every
-  weight belongs to one channel. It is
-  rounded down to a grid of 2^-20 * C^2, which only shortens it. So one record moves the sum by C^2 in L2.
-  Noise: N(0, (sigma*C^2)^2) a channel. A gradient that is not finite counts as zero. `clip_below` leaves room
-  for the rounding of float64 squares and sums, which is far below its allowance.
+  weight belongs to one channel. It is cut down to whole steps of 2^-20 * C^2, which only shortens it, and
+  summed as integers. So one record moves the sum by C^2 in L2, however many others there are. Noise:
+  N(0, (sigma*C^2)^2) a channel. A gradient that is not finite counts as zero. Norm and clip are those of
+  training, and so is their margin (`fedward.client.dp_sgd.clip_below`): the norm's rounding takes 2^9 u of it
+  at most, and division, squares and sums, all in float64, at most (n + 4) 2^-53 for n weights, which is less
+  than the rest, 4 u, for any model that fits in memory.
 
 Divided by their sensitivities both are one Gaussian mechanism of sensitivity 1 and noise multiplier sigma,
 over all records: `fedward.common.measurement.measurements` is what is charged. Every pass has one public
@@ -26,8 +28,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from fedward.client.dp_sgd import clip_below
-from fedward.client.training import PHYSICAL_ROWS, filled
+from fedward.client.dp_sgd import clip_below, clip_divisors
+from fedward.client.training import PHYSICAL_ROWS, blanks_zeroed, filled
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import Split
 from fedward.common.images import to_tensor
@@ -42,7 +44,7 @@ from fedward.common.measurement import (
     measurements,
     noise_deviations,
 )
-from fedward.common.models import build_student, parameter_count, unflatten
+from fedward.common.models import build_student, unflatten
 from fedward.common.per_sample import PerSampleGradients
 from fedward.common.quantization import load_latents
 from fedward.common.randomness import KeyedGenerator
@@ -103,31 +105,25 @@ def _counts(settings: LocalSettings, model: nn.Module, records: Split) -> Ints:
 def _squares(settings: LocalSettings, model: nn.Module, records: Split) -> Ints:
     engine, channels = PerSampleGradients(model), channel_ranges(settings.spec)
     total = np.zeros(measured_sizes(settings)[FISHER], np.int64)
-    clip = clip_below(1.0, 1, parameter_count(model))
+    clip, step = clip_below(settings.max_grad_norm), FISHER_GRID * settings.max_grad_norm**2
     for images, labels, count in _batches(records):
-        gradients = engine.compute(images, lambda x, y=labels: classification(x, y, settings.task))  # type: ignore[misc]
-        scaled = [gradient.double() / settings.max_grad_norm for gradient in gradients]
-        total += _steps(_clipped(scaled, clip), channels)[:count].sum(dim=0).numpy()
+        parts = engine.in_parts(images, lambda x, y=labels: classification(x, y, settings.task))  # type: ignore[misc]
+        for part in blanks_zeroed(parts, count):
+            total += _steps(_clipped(part, clip), channels, step).sum(dim=0).numpy()
     return total
 
 
 def _clipped(gradients: list[Tensor], clip: float) -> list[Tensor]:
-    """Each unit's gradient, (units, channels, ...), cut to `clip`; zero where it is not finite. float64."""
-    flat = torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
-    norms = torch.linalg.vector_norm(flat, dim=1)
-    finite = norms.isfinite()
-    factors = torch.where(finite, clip / norms.clamp(min=clip), 0.0)
-    return [
-        torch.where(finite.view(-1, *[1] * (gradient.dim() - 1)), gradient, 0.0)
-        * factors.view(-1, *[1] * (gradient.dim() - 1))
-        for gradient in gradients
-    ]
+    """Units' gradients cut to `clip`, or zero if not finite: (units, *shape) -> float64 (units, values)."""
+    rows = [gradient.flatten(1) for gradient in gradients]
+    divisors = clip_divisors(rows, clip)[:, None]
+    return [row.double() / divisors for row in rows]
 
 
-def _steps(gradients: list[Tensor], channels: list[range]) -> Tensor:
-    """Squares summed over each output channel, in whole steps of the grid, int64 (units, channels)."""
+def _steps(gradients: list[Tensor], channels: list[range], step: float) -> Tensor:
+    """Squares summed over each output channel, cut to whole steps of `step`, int64 (units, channels)."""
     sums = torch.zeros(len(gradients[0]), channels[-1].stop, dtype=torch.float64)
     for gradient, own in zip(gradients, channels, strict=True):
-        squares = gradient.square()
-        sums[:, own.start : own.stop] += squares if squares.dim() == 2 else squares.flatten(2).sum(dim=2)
-    return torch.floor(sums / FISHER_GRID).to(torch.int64)
+        by_channel = gradient.double().reshape(len(gradient), len(own), -1)
+        sums[:, own.start : own.stop] += by_channel.square().sum(dim=2)
+    return torch.floor(sums / step).to(torch.int64)

@@ -114,6 +114,25 @@ class Registry:
                 raise UnknownName(f"There is no data set {name!r}; there are {', '.join(names) or 'none'}.")
             return found
 
+    def require_registered(self, name: str, digests: Iterable[bytes]) -> None:
+        """Accept only images that belong to the data set `name`, so that what is spent on each is counted.
+
+        Fewer than are registered are accepted, for images may be withdrawn; what was spent on those stays.
+
+        Raises:
+            DatasetRefused: an image is not registered.
+            UnknownName: there is no such data set.
+        """
+        with self:
+            known = self._images[self.budget(name).folder]
+        found = frozenset(digests)
+        if strange := len(found - known):
+            raise DatasetRefused(
+                f"{strange} of {len(found)} images are not those that the budget of {name!r} was registered "
+                "for, so what is spent on them would not be counted: put the imported file back, or import "
+                "these images first."
+            )
+
     def budgets(self) -> tuple[Budget, ...]:
         """All budgets, by first name."""
         with self:

@@ -89,6 +89,7 @@ class Spending:
         self.spent: Steps = Counter()
         self.reserved: dict[str, Steps] = {}
         self.plans: dict[str, Steps] = {}
+        self.released: set[str] = set()
         self.recovered: list[tuple[Head, tuple[Mechanism, ...]]] = []
         self.suspended: dict[Head, None] = {}
         self._kinds: dict[str, Callable[[Entry, Mapping[str, Any]], None]] = {
@@ -143,6 +144,7 @@ class Spending:
 
     def _released(self, entry: Entry, body: Mapping[str, Any]) -> None:
         del self.reserved[body["study"]], self.plans[body["study"]]
+        self.released.add(body["study"])
 
     def _charge(self, entry: Entry, body: Mapping[str, Any]) -> None:
         study, server_round, mechanism = (

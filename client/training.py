@@ -4,6 +4,7 @@ Nothing about the private records shapes the mechanism: rates, denominators, the
 learning rate are public constants of the study; an empty sample is a step of pure noise like any other.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +63,6 @@ def train(work: LocalRound, records: Split, generator: KeyedGenerator) -> tuple[
         generator.derive("noise"),
         settings.noise_multiplier,
         settings.max_grad_norm,
-        work.num_examples,
         settings.sample_rate * work.num_examples,
     )
     accountant = PRVAccountant()
@@ -98,33 +98,27 @@ class UnitGradients:
         self._teacher = _frozen_teacher(work)
 
     def accumulate(self, optimizer: KeyedDPOptimizer, local_step: int) -> None:
-        """One logical step: sample, then clip and sum batch by batch; the last batch noises and steps."""
+        """One logical step: sample, clip and sum part by part, noise, step."""
         draws = self._generator.derive("step", local_step)
         units = draws.derive("poisson").poisson_sample(self._population, self._settings.sample_rate)
         size = max(1, PHYSICAL_ROWS // self._settings.views)
-        batches = [units[start : start + size] for start in range(0, len(units), size)] or [units]
         views = draws.derive("views")
-        for number, batch in enumerate(batches):
-            optimizer.signal_skip_step(do_skip=number + 1 < len(batches))
-            for parameter, gradient in zip(
-                self._model.parameters(), self._compute(batch, views), strict=True
-            ):
-                parameter.grad_sample = gradient  # type: ignore[attr-defined]
-            optimizer.step()
-            optimizer.zero_grad()
+        for start in range(0, len(units), size):
+            for gradients in self._parts(units[start : start + size], views):
+                optimizer.accumulate(gradients)
+        optimizer.finish()
 
-    def _compute(self, units: np.ndarray, draws: KeyedGenerator) -> list[Tensor]:
+    def _parts(self, units: np.ndarray, draws: KeyedGenerator) -> Iterator[list[Tensor]]:
+        """Gradients of `units`, some after others; those of the blanks behind them are zero."""
         rows, views = np.repeat(units, self._settings.views), self._settings.views
-        if len(units) == 0:
-            return [torch.zeros(0, *parameter.shape) for parameter in self._model.parameters()]
         size = max(1, PHYSICAL_ROWS // views) * views
         images = augment(
             filled(to_tensor(self._records.images[rows]), size), self._settings.augmentation, draws
         )
         labels = filled(torch.from_numpy(self._records.labels[rows]), size)
         teacher = None if self._teacher is None else self._teacher(images)
-        gradients = self._engine.compute(images, lambda logits: self._loss(logits, labels, teacher), views)
-        return [gradient[: len(units)] for gradient in gradients]
+        parts = self._engine.in_parts(images, lambda logits: self._loss(logits, labels, teacher), views)
+        yield from blanks_zeroed(parts, len(units))
 
     def _loss(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
         settings, alpha = self._settings, self._settings.distillation_alpha
@@ -138,6 +132,19 @@ class UnitGradients:
 def filled(rows: Tensor, size: int) -> Tensor:
     """`rows` with zeros behind them, (size, ...): the one public shape of every pass over records."""
     return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])])
+
+
+def blanks_zeroed(parts: Iterator[list[Tensor]], units: int) -> Iterator[list[Tensor]]:
+    """Per-unit gradients in parts, (units of the part, *shape) each, those behind the first `units` zeroed.
+
+    These blanks stay, so that clipping has one public shape too.
+    """
+    left = units
+    for part in parts:
+        for gradient in part:
+            gradient[max(0, left) :] = 0.0
+        left -= len(part[0])
+        yield part
 
 
 def _frozen_teacher(work: LocalRound) -> torch.nn.Sequential | None:

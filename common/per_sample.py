@@ -10,7 +10,7 @@ rows i*views .. (i+1)*views-1 belong to unit i, and their gradients are averaged
 (augmentation multiplicity, De et al. 2022, arXiv 2204.13650).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedward.common.allocator import keep_freed_memory
 from fedward.common.errors import SettingRefused
+from fedward.common.transformer import Position
 
+PART_BYTES = 64 << 20  # of per-unit gradients that are held at once
 _ONCE = "Per-sample gradients need each layer to be used exactly once a forward pass."
 # (layer, input (m, ...), gradient of the output (m, ...), units) -> one gradient (units, *shape) a parameter
 _Rule = Callable[[Any, Tensor, Tensor, int], list[Tensor]]
@@ -41,10 +43,8 @@ def _conv2d(layer: nn.Conv2d, inputs: Tensor, grad: Tensor, units: int) -> list[
 
 
 def _conv2d_rule(layer: nn.Conv2d) -> Callable[[nn.Conv2d, Tensor, Tensor, int], Tensor]:
-    """Measured on a CPU: patches win for dense layers with a stride or a 1x1 kernel, groups elsewhere."""
-    dense = layer.groups == 1 and layer.in_channels > 3
-    is_pointwise = layer.kernel_size == (1, 1)
-    return _by_patches if dense and (is_pointwise or layer.stride != (1, 1)) else _by_groups
+    """Measured on a CPU: patches win for dense 1x1 kernels, groups elsewhere."""
+    return _by_patches if layer.groups == 1 and layer.kernel_size == (1, 1) else _by_groups
 
 
 def _by_groups(layer: nn.Conv2d, inputs: Tensor, grad: Tensor, units: int) -> Tensor:
@@ -92,20 +92,55 @@ def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
 
 
 def _linear(layer: nn.Linear, inputs: Tensor, grad: Tensor, units: int) -> list[Tensor]:
-    rows = _by_unit(inputs.flatten(1, -2).transpose(1, 2) if inputs.dim() > 2 else inputs[:, :, None], units)
-    outputs = _by_unit(grad.flatten(1, -2).transpose(1, 2) if grad.dim() > 2 else grad[:, :, None], units)
-    weight = torch.bmm(outputs, rows.transpose(1, 2))
-    return [weight] if layer.bias is None else [weight, outputs.sum(dim=2)]
+    if inputs.dim() == 2 and units == len(inputs):
+        weight = grad[:, :, None] * inputs[:, None, :]  # one outer product a unit, three times bmm's speed
+        return [weight] if layer.bias is None else [weight, grad]
+    rows, outputs = inputs.reshape(units, -1, layer.in_features), grad.reshape(units, -1, layer.out_features)
+    weight = torch.bmm(outputs.transpose(1, 2), rows)
+    return [weight] if layer.bias is None else [weight, outputs.sum(dim=1)]
 
 
 def _group_norm(layer: nn.GroupNorm, inputs: Tensor, grad: Tensor, units: int) -> list[Tensor]:
-    normalised = F.group_norm(inputs, layer.num_groups, eps=layer.eps)
-    weight = _by_unit((grad * normalised).flatten(2), units).sum(dim=2)
-    shift = _by_unit(grad.flatten(2), units).sum(dim=2)
-    return [weight] if layer.bias is None else [weight, shift]
+    rows, channels, positions = len(inputs), inputs.shape[1], inputs[0, 0].numel()
+    grouped = rows, channels, positions, layer.num_groups
+    mean, scale = torch.native_group_norm(inputs, None, None, *grouped, layer.eps)[1:]
+    # One record whose channels are all rows' channels: the weight's gradient is then each row's own.
+    together = 1, rows * channels, positions, rows * layer.num_groups
+    by_row = torch.ops.aten.native_group_norm_backward(
+        grad.contiguous(), inputs, mean, scale, grad.new_ones(rows * channels), *together, (False, True, True)
+    )[1:]
+    gradients = [part.view(units, -1, channels).sum(dim=1) for part in by_row]
+    return gradients[:1] if layer.bias is None else gradients
 
 
-RULES: dict[type[nn.Module], _Rule] = {nn.Conv2d: _conv2d, nn.Linear: _linear, nn.GroupNorm: _group_norm}
+def _rms_norm(layer: nn.RMSNorm, inputs: Tensor, grad: Tensor, units: int) -> list[Tensor]:
+    normalised = F.rms_norm(inputs, layer.normalized_shape, eps=layer.eps)
+    return [_summed(layer, grad * normalised, units)]
+
+
+def _layer_norm(layer: nn.LayerNorm, inputs: Tensor, grad: Tensor, units: int) -> list[Tensor]:
+    weight = _summed(layer, grad * F.layer_norm(inputs, layer.normalized_shape, eps=layer.eps), units)
+    return [weight] if layer.bias is None else [weight, _summed(layer, grad, units)]
+
+
+def _summed(layer: nn.RMSNorm | nn.LayerNorm, values: Tensor, units: int) -> Tensor:
+    """The sum of a unit's normalised vectors, (units, *normalised shape)."""
+    shape = tuple(layer.normalized_shape)
+    return values.reshape(units, -1, *shape).sum(dim=1)
+
+
+def _position(layer: Position, inputs: Tensor, grad: Tensor, units: int) -> list[Tensor]:
+    return [grad.reshape(units, -1, *layer.weight.shape).sum(dim=1)]
+
+
+RULES: dict[type[nn.Module], _Rule] = {
+    nn.Conv2d: _conv2d,
+    nn.Linear: _linear,
+    nn.GroupNorm: _group_norm,
+    nn.RMSNorm: _rms_norm,
+    nn.LayerNorm: _layer_norm,
+    Position: _position,
+}
 
 
 def parametric_layers(model: nn.Module) -> list[nn.Module]:
@@ -180,10 +215,41 @@ class PerSampleGradients:
                 output in place.
             ValueError: the rows do not fill whole units, or the loss is not one value a row.
         """
+        parts = list(self.in_parts(images, loss, views))
+        if len(parts) == 1:
+            return parts[0]
+        empty = [parameter.new_zeros(0, *parameter.shape) for parameter in self._parameters]
+        return [torch.cat(same) for same in zip(*parts, strict=True)] if parts else empty
+
+    def in_parts(
+        self, images: Tensor, loss: Callable[[Tensor], Tensor], views: int = 1
+    ) -> Iterator[list[Tensor]]:
+        """The same gradients for some units after others, all parts of one size and of at most `PART_BYTES`
+        (or one unit), so that memory does not grow with the batch times the model.
+
+        Args and errors are those of `compute`.
+        """
         if len(images) % views:
             raise ValueError(f"{len(images)} rows do not fill units of {views} views")
         if len(images) == 0:
-            return [torch.zeros(0, *parameter.shape) for parameter in self._parameters]
+            return
+        inputs, outer = self._passes(images, loss, views)
+        units = len(images) // views
+        size = self._part(units)
+        for start in range(0, units, size):
+            rows = slice(start * views, (start + size) * views)
+            yield self._gradients([part[rows] for part in inputs], [part[rows] for part in outer], size)
+
+    def _part(self, units: int) -> int:
+        """The largest divisor of `units` within the limits: parts of another size would round otherwise."""
+        size = sum(parameter.numel() * parameter.element_size() for parameter in self._parameters)
+        most = max(1, min(units, PART_BYTES // max(1, size)))
+        return next(count for count in range(most, 0, -1) if units % count == 0)
+
+    def _passes(
+        self, images: Tensor, loss: Callable[[Tensor], Tensor], views: int
+    ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """Each layer's input, and the gradient of the summed loss with respect to its output."""
         seen: dict[nn.Module, _Passage] = {}
 
         def remember(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -212,10 +278,10 @@ class PerSampleGradients:
                 "Per-sample gradients need layers' values as they were; use no in-place steps."
             )
         outer = torch.autograd.grad(rows.sum() / views, [passage.output for passage in passages])
-        return self._gradients([passage.inputs for passage in passages], outer, len(images) // views)
+        return [passage.inputs for passage in passages], outer
 
     @torch.no_grad()
-    def _gradients(self, inputs: list[Tensor], outer: tuple[Tensor, ...], units: int) -> list[Tensor]:
+    def _gradients(self, inputs: list[Tensor], outer: list[Tensor], units: int) -> list[Tensor]:
         gradients: list[Tensor] = []
         for layer, rows, grad in zip(self._layers, inputs, outer, strict=True):
             gradients += RULES[type(layer)](layer, rows, grad, units)

@@ -5,7 +5,7 @@ name where the real code looks it up, so that all else that runs is the real cod
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
@@ -79,11 +79,12 @@ class PenaltyInLoss(KeyedDPOptimizer):
 
     def clip_and_accumulate(self) -> None:
         """The right sum, and the penalty's gradient once for each unit, times its factor."""
+        step, units = self.original_optimizer, len(self.grad_samples[0])
+        weight = _factors(self.grad_samples, self.max_grad_norm).sum()  # before they are overwritten
         super().clip_and_accumulate()
-        step = self.original_optimizer
-        if (pull := step._proximal) is None:
+        if (pull := step._proximal) is None or units == 0:
             return
-        weight = _factors(self.grad_samples, self.max_grad_norm).sum() * pull.ewc_lambda
+        weight *= pull.ewc_lambda
         for parameter, latent, anchor, fisher in zip(
             self.params, step.latents, pull.anchor, pull.fisher_diagonal, strict=True
         ):
@@ -101,12 +102,12 @@ class OverflowPasses(KeyedDPOptimizer):
 class _ViewsAsUnits(training.UnitGradients):
     """Treats each view of a unit as a unit of its own."""
 
-    def _compute(self, units: np.ndarray, draws: KeyedGenerator) -> list[Tensor]:
+    def _parts(self, units: np.ndarray, draws: KeyedGenerator) -> Iterator[list[Tensor]]:
         """One gradient a view."""
         settings = self._settings
         self._settings = dataclasses.replace(settings, views=1)
         try:
-            return super()._compute(np.repeat(units, settings.views), draws)
+            yield from super()._parts(np.repeat(units, settings.views), draws)
         finally:
             self._settings = settings
 
@@ -141,7 +142,7 @@ class DenominatorByDraw(KeyedDPOptimizer):
 
     def clip_and_accumulate(self) -> None:
         """Count the units."""
-        self._drawn += len(self.grad_samples[0])
+        self._drawn += int(self.grad_samples[0].flatten(1).any(dim=1).sum())  # a blank's gradient is zero
         super().clip_and_accumulate()
 
     def scale_grad(self) -> None:
@@ -199,7 +200,7 @@ class NoNoiseWhenEmpty(_WithNoise):
 
     def add_noise(self) -> None:
         """Add it if there is a unit."""
-        self.noised_at(self.noise_multiplier if len(self.grad_samples[0]) else 0.0)
+        self.noised_at(0.0 if self.params[0].summed_grad is None else self.noise_multiplier)
 
 
 class NoiseByPhysicalBatch(_WithNoise):

@@ -79,7 +79,7 @@ class Witness:
                 (hospital_module, "train", self._around_train),
                 (hospital_module, "measure", self._around_measure),
                 (KeyedGenerator, "normal", self._around_normal),
-                (PerSampleGradients, "compute", self._around_compute),
+                (PerSampleGradients, "in_parts", self._around_compute),
             ):
                 patches.enter_context(mock.patch.object(owner, name, around(getattr(owner, name))))
             yield self

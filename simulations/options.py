@@ -1,7 +1,9 @@
 """What a person asks of `fedward simulate`, and the study that follows from it."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +40,14 @@ _KNOWN = {
     "augmentation": AUGMENTATIONS,
     "uplink": tuple(CODECS),
     "downlink": tuple(CODECS),
+}
+# Settings of a study that the command calls otherwise.
+_OPTION_OF = {
+    "target_delta": "delta",
+    "uplink_codec": "uplink",
+    "downlink_codec": "downlink",
+    "metric_noise_multiplier": "private_metrics",
+    "fisher_noise_multiplier": "private_fisher",
 }
 _HIGHEST_PLANNED = 2.0  # learning rate
 _LARGEST_STEP = 2.0**9  # what the coordinator's sum takes for one weight in one round
@@ -179,7 +189,8 @@ def plan_study(
         SettingRefused: a setting out of range, a target that no noise reaches, or noise that no student
             survives.
     """
-    study = _before_noise(options, _local(options, dataset, reference), dataset, hospitals, parent)
+    with _named_as_typed():
+        study = _before_noise(options, _local(options, dataset, reference), dataset, hospitals, parent)
     if options.epsilon is None:
         return study
     # Last, since it takes seconds: all else is refused before it.
@@ -192,6 +203,19 @@ def plan_study(
     study = dataclasses.replace(study, local=local, learning_rate=rate)
     _check_noise(study)
     return study
+
+
+@contextlib.contextmanager
+def _named_as_typed() -> Iterator[None]:
+    """Put the flag that a person typed before a refusal that begins with a setting's name."""
+    try:
+        yield
+    except SettingRefused as refusal:
+        setting = str(refusal).partition(" ")[0]
+        option = _OPTION_OF.get(setting, setting)
+        if option not in {field.name for field in dataclasses.fields(Options)}:
+            raise
+        raise SettingRefused(f"--{option.replace('_', '-')}: {refusal}") from refusal
 
 
 def _local(options: Options, dataset: ImageDataset, reference: Split | None) -> LocalSettings:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fedward.client import training
+from fedward.client.dp_sgd import KeyedDPOptimizer
 from fedward.client.training import LocalRound, UnitGradients
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import Split
@@ -23,8 +24,8 @@ def gradients_of(settings: LocalSettings, records: Split, units: list[int]) -> t
     load_latents(model, latents, settings.spec.precision)
     work = LocalRound(settings, 0.5, len(records.images), flatten(latents))
     source = UnitGradients(model, work, records, KeyedGenerator.from_seed(4))
-    parts = source._compute(np.array(units, np.int64), KeyedGenerator.from_seed(5))
-    return torch.cat([part.flatten(1) for part in parts], dim=1)
+    parts = list(source._parts(np.array(units, np.int64), KeyedGenerator.from_seed(5)))
+    return torch.cat([torch.cat([part.flatten(1) for part in some], dim=1) for some in parts])[: len(units)]
 
 
 @pytest.mark.parametrize("views", [1, 4])
@@ -55,6 +56,40 @@ def test_without_the_public_shape_it_would(
     alone = gradients_of(settings, records, [7])[0]
     companies = [[7, *range(8, 8 + more)] for more in (1, 2, 3, 7, 15, 30)]
     assert any(not torch.equal(gradients_of(settings, records, units)[0], alone) for units in companies)
+
+
+def clipped_sum(settings: LocalSettings, records: Split) -> torch.Tensor:
+    """What a round's one step would noise, float64 (parameters,)."""
+    held: list[torch.Tensor] = []
+
+    class Watching(KeyedDPOptimizer):
+        def add_noise(self) -> None:
+            held.append(torch.cat([parameter.summed_grad.flatten() for parameter in self.params]))
+            super().add_noise()
+
+    model = build_student(settings.spec)
+    initialise(model, KeyedGenerator.from_seed(3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "KeyedDPOptimizer", Watching)
+        work = LocalRound(settings, 0.5, 100, flatten(list(model.parameters())))
+        training.train(work, records, KeyedGenerator.from_seed(4))
+    return held[0]
+
+
+@pytest.mark.parametrize("views", [1, 4])
+@pytest.mark.parametrize("student", STUDENTS)
+def test_what_a_unit_adds_to_the_released_sum_is_the_same_bits_in_any_company(
+    student: str, views: int, make_local: Callable[..., LocalSettings]
+) -> None:
+    settings = make_local(
+        student=student, height=28, width=28, views=views, augmentation="none", sample_rate=1.0
+    )
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (71, 28, 28, 1), np.uint8), np.arange(71) % 2
+    whole = clipped_sum(settings, Split(images, labels))
+    for cut in (1, 40, 70):
+        parts = [Split(images[rows], labels[rows]) for rows in (slice(0, cut), slice(cut, 71))]
+        assert torch.equal(whole, clipped_sum(settings, parts[0]) + clipped_sum(settings, parts[1]))
 
 
 def _tied(settings: LocalSettings, image: np.ndarray, seed: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
 
-from fedward.client.dp_sgd import GRID, KeyedDPOptimizer, clip_below
+from fedward.client.dp_sgd import KeyedDPOptimizer, clip_below, grid_step
 from fedward.common.randomness import KeyedGenerator
 
 torch.set_num_threads(1)
@@ -32,35 +32,33 @@ class Step:
         denominator: float = 1.0,
         seed: int = 0,
         sizes: tuple[int, ...] = SIZES,
-        bound: int = 64,
     ) -> None:
         self.parameters = [nn.Parameter(torch.zeros(size)) for size in sizes]
         inner = torch.optim.SGD(self.parameters, lr=1.0)
-        self.optimizer = KeyedDPOptimizer(inner, key(seed), sigma, clip, bound, denominator)
+        self.optimizer = KeyedDPOptimizer(inner, key(seed), sigma, clip, denominator)
 
-    def hand_over(self, batch: Tensor) -> None:
-        parts = batch.split([parameter.numel() for parameter in self.parameters], dim=1)  # type: ignore[no-untyped-call]
-        for parameter, part in zip(self.parameters, parts, strict=True):
-            parameter.grad_sample = part.clone()  # type: ignore[attr-defined]
+    def by_parameter(self, batch: Tensor) -> list[Tensor]:
+        return [
+            part.clone() for part in torch.split(batch, [part.numel() for part in self.parameters], dim=1)
+        ]
 
-    def grid_sum(self, batch: Tensor) -> Tensor:
-        """What the noise is added to: the clipped sum in whole grid steps, float64 (d,)."""
-        self.hand_over(batch)
-        self.optimizer.clip_and_accumulate()
-        summed = torch.cat([parameter.summed_grad for parameter in self.parameters])  # type: ignore[attr-defined]
-        return torch.round(summed / (GRID * self.optimizer.max_grad_norm))
+    def clipped_sum(self, *batches: Tensor) -> Tensor:
+        """What the noise is added to, float64 (d,)."""
+        for batch in batches:
+            self.optimizer.accumulate(self.by_parameter(batch))
+        none = [torch.zeros(part.numel(), dtype=torch.float64) for part in self.parameters]
+        held = [part.summed_grad for part in self.parameters]  # type: ignore[attr-defined]
+        return torch.cat([own if own is not None else zero for own, zero in zip(held, none, strict=True)])
 
     def __call__(self, *batches: Tensor) -> Tensor:
         """The gradient (d,) after one logical step over batches (n, d)."""
-        for number, batch in enumerate(batches):
-            self.optimizer.signal_skip_step(do_skip=number + 1 < len(batches))
-            self.hand_over(batch)
-            self.optimizer.step()
-            if number + 1 < len(batches):
-                self.optimizer.zero_grad()
-        gradient = torch.cat([parameter.grad for parameter in self.parameters])  # type: ignore[misc]
-        self.optimizer.zero_grad()
-        return gradient
+        for batch in batches:
+            self.optimizer.accumulate(self.by_parameter(batch))
+        self.optimizer.finish()
+        moved = -torch.cat([part.detach().clone() for part in self.parameters])
+        for part in self.parameters:
+            part.data.zero_()
+        return moved
 
 
 def units(count: int, scale: float = 1.0, seed: int = 0) -> Tensor:
@@ -80,20 +78,42 @@ def test_one_unit_more_moves_the_sum_by_at_most_the_clip(
 ) -> None:
     there, extra = units(count, 10 * clip, seed), units(1, seed=seed + 1) * magnitude
     more = torch.cat([there[:place], extra, there[place:]])
-    with_it, without = Step(clip=clip).grid_sum(more), Step(clip=clip).grid_sum(there)
+    with_it, without = Step(clip=clip).clipped_sum(more), Step(clip=clip).clipped_sum(there)
     assert with_it.isfinite().all()
-    assert (with_it - without).norm() <= 1 / GRID  # exactly C: rounding has its room already
+    assert (with_it - without).norm() <= clip  # exactly C: rounding has its room already
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 80),
+    st.integers(0, 80),
+    st.sampled_from([1e-6, 0.3, 0.7, 1.0, 50.0]),
+    st.sampled_from([1e-3, 1.0, 1e3]),
+    st.integers(0, 1000),
+)
+def test_a_sum_of_units_has_no_rounding_of_its_own(
+    one: int, two: int, clip: float, magnitude: float, seed: int
+) -> None:
+    """Bit for bit: what a unit adds is the same in any company, so sensitivity is one unit's length."""
+    here, there = units(one, clip * magnitude, seed), units(two, clip * magnitude, seed + 1)
+    both = Step(clip=clip).clipped_sum(torch.cat([here, there]))
+    assert torch.equal(both, Step(clip=clip).clipped_sum(here) + Step(clip=clip).clipped_sum(there))
+    assert torch.equal(both, Step(clip=clip).clipped_sum(there, here))
+
+
+def test_the_largest_units_that_float32_must_add_are_added_exactly() -> None:
+    same = torch.zeros(64, 12)
+    same[:, 3] = 1e6
+    for clip in (1.0, 0.7, 1.9999):
+        alone = Step(clip=clip).clipped_sum(same[:1])
+        assert torch.equal(Step(clip=clip).clipped_sum(same), 64 * alone)
 
 
 @pytest.mark.parametrize("scale", [0.05, 0.3, 3.0])
-def test_many_units_of_many_parameters_keep_to_the_clip_in_spite_of_rounding(scale: float) -> None:
-    sizes, count = (3000, 700), 63
-    generator = torch.Generator().manual_seed(0)
-    batch = scale * torch.randn(count, sum(sizes), generator=generator)
-    batch[-1] = batch[:-1].sum(dim=0)  # the unit that rounding helps most points along the sum
-    steps = [Step(sizes=sizes).grid_sum(rows) for rows in (batch, batch[:-1])]
-    norm = float((steps[0] - steps[1]).norm() * GRID)
-    assert 0.99 < norm <= 1.0
+def test_a_unit_of_many_parameters_keeps_to_the_clip_in_spite_of_rounding(scale: float) -> None:
+    sizes = (3000, 700, 40)
+    unit = scale * torch.randn(1, sum(sizes), generator=torch.Generator().manual_seed(0))
+    assert 0.99 < float(Step(sizes=sizes).clipped_sum(unit).norm()) <= 1.0
 
 
 def test_a_unit_within_the_clip_counts_whole_and_a_larger_one_counts_c() -> None:
@@ -103,19 +123,24 @@ def test_a_unit_within_the_clip_counts_whole_and_a_larger_one_counts_c() -> None
     assert torch.allclose(Step(clip=0.25)(small), small[0] / 2, rtol=1e-3)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.floats(1e-6, 1e6), st.integers(1, 10**6), st.integers(1, 10**8))
-def test_units_are_clipped_below_c_by_a_margin_that_grows_with_what_is_summed(
-    clip: float, bound: int, coordinates: int
-) -> None:
-    below = clip_below(clip, bound, coordinates)
-    assert 0 < below < clip
-    assert clip_below(clip, 2 * bound, coordinates) <= below
-    assert clip_below(clip, bound, 2 * coordinates) <= below
+@given(st.floats(1e-6, 1e6))
+def test_the_margin_for_rounding_costs_less_than_a_ten_thousandth_of_the_clip(clip: float) -> None:
+    assert 0.9999 * clip < clip_below(clip) < clip
 
 
-def test_the_margin_costs_a_hospital_of_600_records_less_than_a_thousandth() -> None:
-    assert clip_below(1.0, 600, 62_000) > 0.999
+@pytest.mark.parametrize("scale", [0.001, 0.05, 3.0])
+def test_the_grid_lengthens_no_coordinate(scale: float) -> None:
+    unit = scale * torch.randn(1, 3740, generator=torch.Generator().manual_seed(0))
+    cut = Step(sizes=(3000, 700, 40)).clipped_sum(unit)
+    assert (cut.abs() <= unit[0].abs().double() * (1 + 2.0**-22)).all()
+    assert (cut * unit[0] >= 0).all()
+
+
+@given(st.floats(1e-6, 1e6))
+def test_the_clip_is_at_most_2_to_the_19_steps_of_a_grid_that_binary_holds_exactly(clip: float) -> None:
+    step = grid_step(clip)
+    assert math.frexp(step)[0] == 0.5
+    assert 2**18 < clip / step <= 2**19
 
 
 def test_the_clip_is_by_unit_and_not_by_batch() -> None:
@@ -150,7 +175,8 @@ def test_noise_is_drawn_once_a_step_however_many_batches_and_units_came() -> Non
 def test_an_empty_batch_is_a_step_of_pure_noise_from_the_key() -> None:
     noise = Step(2.0, 0.5, 10.0)(torch.zeros(0, 12))
     draws = key().normal(12)
-    expected = np.rint(draws * 2.0 / GRID) * GRID * 0.5 / 10.0
+    grid = grid_step(0.5)
+    expected = np.rint(draws * 2.0 * 0.5 / grid) * grid / 10.0
     assert torch.allclose(noise, torch.from_numpy(expected).float(), rtol=1e-6)
 
 
@@ -174,8 +200,8 @@ def test_another_key_another_step_and_another_parameter_give_other_noise() -> No
 
 def test_sum_and_noise_lie_on_the_public_grid() -> None:
     clip = 0.7
-    gradient = Step(0.5, clip)(units(6)).double() / (GRID * clip)
-    assert (gradient - gradient.round()).abs().max() < 0.05  # float32 holds the product to 2^-24
+    gradient = Step(0.5, clip)(units(6)).double() / grid_step(clip)
+    assert torch.equal(gradient, gradient.round())
     assert gradient.abs().max() > 1000
 
 
@@ -189,11 +215,11 @@ def test_the_denominator_is_the_public_constant_and_not_the_batch(count: int, de
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 15), st.lists(st.integers(0, 15), max_size=3), st.integers(0, 100))
-def test_physical_batches_change_no_more_than_rounding(count: int, cuts: list[int], seed: int) -> None:
+def test_physical_batches_change_nothing(count: int, cuts: list[int], seed: int) -> None:
     batch = units(count, seed=seed)
     edges = [0, *sorted(min(cut, count) for cut in cuts), count]
     parts = [batch[start:stop] for start, stop in itertools.pairwise(edges)]
-    assert torch.allclose(Step(1.0)(*parts), Step(1.0)(batch), atol=4 * GRID)
+    assert torch.equal(Step(1.0)(*parts), Step(1.0)(batch))
 
 
 def test_one_step_leaves_nothing_in_the_next() -> None:

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import pkgutil
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -23,8 +24,9 @@ import fedward.common
 from fedward.client import egress
 from fedward.client import hospital as hospital_module
 from fedward.client.app import STUDY_FOLDER, app
-from fedward.client.egress import LOG, SILENT, SPEAKING, UNLOGGED, Gate, open_gate
+from fedward.client.egress import SILENT, SPEAKING, UNLOGGED, Gate, open_gate
 from fedward.client.egress_fields import CONSENTED, DP, FIELDS, PAID_BY, PUBLIC, SEEDED, WAIVED
+from fedward.client.egress_log import LOG
 from fedward.client.hospital import Hospital, create_hospital, open_hospital
 from fedward.client.replies import ReplyStore
 from fedward.client.spending import Charge
@@ -400,6 +402,7 @@ def test_a_simulation_without_privacy_is_logged_as_consented_with_its_reason(
     tmp_path: Path, phantom: ImageDataset, send: Send, site: Path, question: Callable[..., RecordDict]
 ) -> None:
     records = Split(phantom.train.images[:17], phantom.train.labels[:17])
+    shutil.rmtree(site)
     create_hospital(site, "hospital-0", records, None, 1e-5, 7)
     assert send(question(noise_multiplier=0.0, sample_rate=1.0)).has_content()
     field = _update_entry(site)

@@ -10,8 +10,9 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedward.client.egress import LOG, Gate
+from fedward.client.egress import Gate
 from fedward.client.egress_fields import CONSENTED, DP, PUBLIC, SEEDED, WAIVED
+from fedward.client.egress_log import LOG
 from fedward.client.registry import Registry
 from fedward.common.errors import BudgetRefused, EgressRefused, LedgerRefused
 from fedward.common.files import canonical_json

@@ -475,7 +475,6 @@ def test_a_round_that_crashed_is_run_on_the_same_records_or_not_at_all(
     ask: Callable[..., TrainRequest],
     latents: Vector,
     records: Split,
-    phantom: ImageDataset,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def crash(*args: object) -> None:
@@ -486,8 +485,8 @@ def test_a_round_that_crashed_is_run_on_the_same_records_or_not_at_all(
         with pytest.raises(Crash):
             opened().answer(ask())
     (key,) = (file.read_bytes() for file in _keys(opened()))
-    other = Split(phantom.train.images[20:40], phantom.train.labels[20:40])
-    save_npz(tmp_path / "hospital" / "data.npz", other)
+    # The same images, so the same budget; but with a corrected label it is another query.
+    save_npz(tmp_path / "hospital" / "data.npz", Split(records.images, 1 - records.labels))
     with monkeypatch.context() as patched:
         patched.setattr(hospital_module, "train", lambda *args: pytest.fail("trained on other records"))
         with pytest.raises(RequestRefused, match="other data"):

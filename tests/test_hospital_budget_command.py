@@ -66,6 +66,20 @@ def test_the_table_is_for_a_person(state: Path) -> None:
         assert part in output
 
 
+@pytest.mark.parametrize("columns", ["70", "80", "160"])
+def test_no_name_and_no_figure_is_cut(state: Path, columns: str) -> None:
+    """Two studies whose names differ at the end only must not look alike."""
+    budget, names = Registry(state / "budget").budget("chest"), [f"{'x' * 190}-{end}" for end in "ab"]
+    for name in names:
+        budget.charge(name, 1, "a" * 64, Mechanism(21.25, 0.0109375, 3))
+        budget.reserve(name, Mechanism(21.25, 0.0109375, 3))
+    output = CliRunner().invoke(app, ["budget", "--state", str(state)], env={"COLUMNS": columns}).output
+    rows = [[cell.strip() for cell in line.split("│")] for line in output.splitlines()]
+    whole = "".join(row[1] for row in rows if len(row) > 2)
+    assert "…" not in output
+    assert all(whole.count(name) == 2 for name in names)  # what was spent, and what is reserved
+
+
 def test_one_data_set_can_be_chosen(state: Path) -> None:
     found = json.loads(shown("--state", str(state), "--dataset", "skin", "--json").output)
     assert [one["names"] for one in found["datasets"]] == [["skin"]]

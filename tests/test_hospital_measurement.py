@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedward.client import hospital as hospital_module
 from fedward.client.budget import Budget
+from fedward.client.egress import Gate
+from fedward.client.egress_log import LOG, LOG_HEAD
 from fedward.client.hospital import Hospital, create_hospital
 from fedward.common.codec import encode
 from fedward.common.config import LocalSettings
@@ -27,6 +31,11 @@ LocalMaker = Callable[..., LocalSettings]
 
 class Crash(BaseException):
     """The process dies here."""
+
+
+@pytest.fixture(autouse=True)
+def _flower() -> None:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
 
 @pytest.fixture
@@ -65,6 +74,10 @@ def _charged(hospital: Hospital) -> list[tuple[int, str]]:
 
 def _never_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hospital_module, "measure", lambda *args: pytest.fail("a record was read"))
+
+
+def _crash(*given: object) -> None:
+    raise Crash
 
 
 def _refused(folder: Path, request: MeasureRequest, kind: type[Refusal], words: str) -> None:
@@ -151,6 +164,33 @@ def test_after_a_crash_between_its_charges_or_before_its_reply_it_is_the_same(
     assert _charged(Hospital(folder)) == [(3, "fisher"), (3, "metric")]
     assert len(key) == 1
     assert [reply.to_bytes()] == computed or after < 2
+
+
+def test_each_charge_that_is_run_again_after_a_crash_keeps_the_end_of_the_log_it_had(
+    folder: Path, asked: Callable[..., MeasureRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What left between a crash and the next run must not make any of them another charge."""
+    gate, charge, made = Gate(folder / LOG), Budget.charge, []
+
+    def once(self: Budget, *given: Any, **more: Any) -> Any:
+        if made:
+            raise Crash
+        made.append(charge(self, *given, **more))
+        return made[0]
+
+    def leave(reason: str) -> None:
+        gate.refuse(RequestRefused(reason), Message(RecordDict(), 100, "query"))
+
+    leave("Before the first.")
+    for owner, name, crash in ((Budget, "charge", once), (hospital_module, "measure", _crash)):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, crash)
+            with pytest.raises(Crash):
+                Hospital(folder).measure(asked())
+        leave(f"After a crash in {name}.")
+    Hospital(folder).measure(asked())
+    ends = {body["kind"]: body["extra"][LOG_HEAD]["entry"] for body in _entries(Hospital(folder), "charge")}
+    assert ends == {"fisher": 1, "metric": 2}
 
 
 def test_a_refusal_between_its_charges_leaves_the_key_that_the_first_was_made_for(

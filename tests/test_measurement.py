@@ -11,11 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedward.client import measuring
+from fedward.client.dp_sgd import clip_below
 from fedward.client.measuring import exact_sums, measure
+from fedward.common import per_sample
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import Split
 from fedward.common.measurement import (
     FISHER,
+    FISHER_GRID,
     METRIC,
     cells_of,
     channel_of_weights,
@@ -166,6 +169,22 @@ def test_the_sums_are_those_of_records_measured_one_by_one(
         assert np.array_equal(values, np.sum([part[kind] for part in parts], axis=0))
 
 
+def test_a_batch_in_several_parts_is_summed_without_its_blanks(
+    make_local: LocalMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = make_local(fisher_noise_multiplier=1.0)
+    weights = sum(parameter.numel() for parameter in build_student(local.spec).parameters())
+    monkeypatch.setattr(per_sample, "PART_BYTES", 4 * weights * 16)  # a quarter of the public shape
+    records, latents = _records("binary", 20), _latents(local)
+    parts = [
+        exact_sums(local, latents, Split(records.images[i : i + 1], records.labels[i : i + 1]))[FISHER]
+        for i in range(20)
+    ]
+    assert np.array_equal(exact_sums(local, latents, records)[FISHER], np.sum(parts, axis=0))
+    monkeypatch.setattr(measuring, "blanks_zeroed", lambda parts, units: parts)
+    assert not np.array_equal(exact_sums(local, latents, records)[FISHER], np.sum(parts, axis=0))
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     values=st.lists(st.sampled_from([1e-40, 1e-3, 1.0, 7.0, 1e19, 3e38]), min_size=6, max_size=6),
@@ -174,17 +193,18 @@ def test_the_sums_are_those_of_records_measured_one_by_one(
 def test_squares_by_channel_of_a_clipped_gradient_are_no_longer_than_the_clip_squared(
     values: list[float], signs: list[float]
 ) -> None:
-    gradient = torch.tensor(values).double() * torch.tensor(signs).double()
+    gradient = torch.tensor(values) * torch.tensor(signs)
     parts = [gradient[:4].view(1, 2, 2), gradient[4:].view(1, 2)]
-    steps = measuring._steps(measuring._clipped(parts, 0.999), [range(2), range(2)])
+    clipped = measuring._clipped(parts, clip_below(0.5))
+    steps = measuring._steps(clipped, [range(2), range(2)], FISHER_GRID * 0.25)
     assert float(steps.double().norm()) <= 2.0**20
     assert bool((steps >= 0).all())
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
 def test_a_gradient_that_is_not_finite_counts_as_zero(wrong: float) -> None:
-    parts = [torch.tensor([[[1.0, wrong]], [[0.1, 0.1]]]).double()]
-    steps = measuring._steps(measuring._clipped(parts, 0.999), [range(1)])
+    parts = [torch.tensor([[[1.0, wrong]], [[0.1, 0.1]]])]
+    steps = measuring._steps(measuring._clipped(parts, clip_below(1.0)), [range(1)], FISHER_GRID)
     assert steps[0].tolist() == [0]
     assert steps[1].tolist() == [int(0.02 * 2**20)]
 
@@ -242,13 +262,13 @@ def test_records_beyond_the_declared_count_take_no_part(make_local: LocalMaker) 
 
 def test_every_pass_has_the_one_public_shape(make_local: LocalMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[int] = set()
-    compute = PerSampleGradients.compute
+    in_parts = PerSampleGradients.in_parts
 
     def watched(self: PerSampleGradients, images: torch.Tensor, *args: object) -> object:
         seen.add(len(images))
-        return compute(self, images, *args)  # type: ignore[arg-type]
+        return in_parts(self, images, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(PerSampleGradients, "compute", watched)
+    monkeypatch.setattr(PerSampleGradients, "in_parts", watched)
     local = _asked(make_local)
     for count in (0, 1, measuring.PHYSICAL_ROWS + 3):
         sums = exact_sums(local, _latents(local), _records("binary", count))

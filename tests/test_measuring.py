@@ -13,7 +13,7 @@ from flwr.app import Message
 
 from fedward.client import hospital as hospital_module
 from fedward.client.app import app as client_app
-from fedward.client.egress import LOG
+from fedward.client.egress_log import LOG
 from fedward.client.hospital import open_hospital
 from fedward.common.config import LocalSettings, Study
 from fedward.common.decision import decide

@@ -161,3 +161,30 @@ def test_whatever_is_asked_for_is_taken_or_refused_by_name(asked: dict[str, obje
     except Refusal:
         return
     assert Options(**options.to_dict()) == options
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"delta": 0.5}, "--delta: target_delta must be"),
+        ({"max_grad_norm": 1e9}, "--max-grad-norm: max_grad_norm must be"),
+        ({"sample_rate": 1.5}, "--sample-rate: sample_rate must be"),
+        ({"local_steps": 10**6}, "--local-steps: local_steps must be"),
+        ({"averaged_rounds": 0}, "--averaged-rounds: averaged_rounds must be"),
+        ({"private_metrics": 1e9}, "--private-metrics: metric_noise_multiplier must be"),
+        ({"private_fisher": 1e9}, "--private-fisher: fisher_noise_multiplier must be"),
+    ],
+)
+def test_a_refusal_names_the_flag_that_was_typed_and_the_setting(change: dict[str, float], said: str) -> None:
+    with pytest.raises(SettingRefused) as refused:
+        plan(**change)
+    assert str(refused.value).startswith(said)
+
+
+def test_a_refusal_of_no_flags_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise SettingRefused("Two hospitals of the study have the same name; give each its own.")
+
+    monkeypatch.setattr(module, "_local", refuse)
+    with pytest.raises(SettingRefused, match=r"^Two hospitals"):
+        plan()

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fedward.common import per_sample
 from fedward.common.errors import SettingRefused
 from fedward.common.models import FAMILIES, StudentSpec, build_student, initialise
 from fedward.common.per_sample import PerSampleGradients, parametric_layers
 from fedward.common.randomness import KeyedGenerator
+from fedward.common.transformer import vision_transformer
 
 torch.set_num_threads(1)
 Loss = Callable[[Tensor], Tensor]
@@ -118,6 +121,53 @@ def test_any_group_norm_equals_batches_of_one(
     nn.init.normal_(layer.weight)
     model = nn.Sequential(layer, nn.Tanh()).double()
     assert_exact(model, inputs(views * units, groups * by_group, *positions), views)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([nn.RMSNorm, nn.LayerNorm]),
+    st.integers(2, 5),
+    st.lists(st.integers(1, 4), max_size=2),
+    st.sampled_from([1, 3]),
+    st.integers(1, 3),
+    st.booleans(),
+)
+def test_any_norm_of_tokens_equals_batches_of_one(
+    kind: type[nn.RMSNorm] | type[nn.LayerNorm],
+    width: int,
+    tokens: list[int],
+    views: int,
+    units: int,
+    bias: bool,
+) -> None:
+    shape = [tokens[-1], width] if len(tokens) > 1 else width
+    layer = nn.RMSNorm(shape, eps=1e-3) if kind is nn.RMSNorm else nn.LayerNorm(shape, eps=1e-3, bias=bias)
+    nn.init.normal_(layer.weight)
+    assert_exact(nn.Sequential(layer, nn.Tanh()).double(), inputs(views * units, *tokens, width), views)
+
+
+@pytest.mark.parametrize(("channels", "views"), itertools.product((1, 3), (1, 3)))
+def test_a_vision_transformer_equals_batches_of_one(channels: int, views: int) -> None:
+    model = vision_transformer(channels, 8, 3, width=12, depth=2)
+    initialise(model, KeyedGenerator.from_seed(1))
+    assert_exact(model.double(), inputs(2 * views, channels, 8, 8), views, tolerance=1e-8)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 14), st.sampled_from([1, 2]))
+def test_parts_are_of_one_size_within_the_limit_and_together_the_whole(
+    units: int, most: int, views: int
+) -> None:
+    model, images = small(), torch.randn(units * views, 1, 6, 6)
+    size = sum(parameter.numel() * 4 for parameter in model.parameters())
+    whole = PerSampleGradients(model).compute(images, weights_of, views)
+    with mock.patch.object(per_sample, "PART_BYTES", most * size + 3):
+        parts = list(PerSampleGradients(model).in_parts(images, weights_of, views))
+    lengths = {len(part[0]) for part in parts}
+    assert len(lengths) == 1
+    assert lengths.pop() <= most
+    for one, other in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.allclose(one, torch.cat(other), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("family", "channels", "views"), itertools.product(FAMILIES, (1, 3), (1, 3)))
@@ -259,7 +309,7 @@ def tied() -> nn.Module:
         (nn.BatchNorm1d(2, affine=False, track_running_stats=False), "BatchNorm1d"),
         (nn.SyncBatchNorm(2), "SyncBatchNorm"),
         (nn.MultiheadAttention(4, 2), "MultiheadAttention"),
-        (nn.LayerNorm(4), "LayerNorm"),
+        (nn.InstanceNorm2d(4, affine=True), "InstanceNorm2d"),
         (nn.Embedding(4, 2), "Embedding"),
         (nn.Conv1d(1, 1, 1), "Conv1d"),
         (nn.ConvTranspose2d(1, 1, 1), "ConvTranspose2d"),

@@ -8,7 +8,7 @@ to record, or when the sampling rate is read off a loader.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,15 +177,15 @@ def clipped_sum(round_: LocalRound) -> Tensor:
 
 def add_to_every_gradient(monkeypatch: Patch) -> None:
     """The penalty's gradient joins each unit's before the clip, as when it is a part of each unit's loss."""
-    honest = UnitGradients._compute
+    honest = UnitGradients._parts
 
-    def with_penalty(self: UnitGradients, units: np.ndarray, draws: KeyedGenerator) -> list[Tensor]:
+    def with_penalty(self: UnitGradients, units: np.ndarray, draws: KeyedGenerator) -> Iterator[list[Tensor]]:
         extra = torch.autograd.grad(penalty(self._model), list(self._model.parameters()))
-        pulled = honest(self, units, draws)
-        return [gradient + part for gradient, part in zip(pulled, extra, strict=True)]
+        for pulled in honest(self, units, draws):
+            yield [gradient + part for gradient, part in zip(pulled, extra, strict=True)]
 
     def planted(round_: LocalRound, split: Split, generator: KeyedGenerator) -> Any:
-        monkeypatch.setattr(UnitGradients, "_compute", with_penalty if round_.pull is not None else honest)
+        monkeypatch.setattr(UnitGradients, "_parts", with_penalty if round_.pull is not None else honest)
         return training.train(dataclasses.replace(round_, pull=None), split, generator)
 
     monkeypatch.setitem(globals(), "train", planted)
@@ -300,12 +300,16 @@ def test_a_hospital_sends_nothing_when_the_rate_was_read_off_a_loader(
 
 
 def drawn_sizes(count: int, steps: int = 120) -> np.ndarray:
-    sizes = []
+    sizes: list[int] = []
 
     class Counting(UnitGradients):
-        def _compute(self, units: np.ndarray, draws: KeyedGenerator) -> list[Tensor]:
-            sizes.append(len(units))
-            return [torch.zeros(0, *parameter.shape) for parameter in self._model.parameters()]
+        def accumulate(self, optimizer: KeyedDPOptimizer, local_step: int) -> None:
+            sizes.append(0)
+            super().accumulate(optimizer, local_step)
+
+        def _parts(self, units: np.ndarray, draws: KeyedGenerator) -> Iterator[list[Tensor]]:
+            sizes[-1] += len(units)
+            return iter(())
 
     settings = study(local_steps=steps, sample_rate=0.25)
     with pytest.MonkeyPatch.context() as patch:
@@ -358,9 +362,15 @@ def test_the_denominator_is_public() -> None:
 
 def test_a_denominator_that_counts_the_batch_is_caught(monkeypatch: Patch) -> None:
     class Averaging(KeyedDPOptimizer):
+        _drawn = 0
+
+        def clip_and_accumulate(self) -> None:
+            self._drawn += int(self.params[0].grad_sample.flatten(1).any(dim=1).sum())
+            super().clip_and_accumulate()
+
         def scale_grad(self) -> None:
             for parameter in self.params:
-                parameter.grad /= max(1, len(parameter.grad_sample))
+                parameter.grad /= max(1, self._drawn)
 
     monkeypatch.setattr(training, "KeyedDPOptimizer", Averaging)
     with pytest.raises(AssertionError):
@@ -387,8 +397,8 @@ def test_one_record_moves_the_sum_by_at_most_the_clip() -> None:
 
 def test_a_clip_by_parameter_is_caught(monkeypatch: Patch) -> None:
     class ByParameter(KeyedDPOptimizer):
-        def _factors(self, gradients: list[Tensor]) -> Tensor:
-            return super()._factors(gradients[:1])
+        def _divisors(self, gradients: list[Tensor]) -> Tensor:
+            return super()._divisors(gradients[:1])
 
     monkeypatch.setitem(globals(), "KeyedDPOptimizer", ByParameter)
     with pytest.raises(AssertionError):
@@ -397,8 +407,8 @@ def test_a_clip_by_parameter_is_caught(monkeypatch: Patch) -> None:
 
 def test_no_clip_at_all_is_caught(monkeypatch: Patch) -> None:
     class Unclipped(KeyedDPOptimizer):
-        def _factors(self, gradients: list[Tensor]) -> Tensor:
-            return torch.ones(len(gradients[0]))
+        def _divisors(self, gradients: list[Tensor]) -> Tensor:
+            return torch.full((len(gradients[0]), 1), self._grid)
 
     monkeypatch.setitem(globals(), "KeyedDPOptimizer", Unclipped)
     with pytest.raises(AssertionError):

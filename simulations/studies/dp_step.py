@@ -2,8 +2,9 @@
 
     python -m fedward.simulations.studies.dp_step --json [--repeats 25] [--out FOLDER]
 
-Engines: `fedward` is the real training step (per-sample gradients, clip, keyed noise, latent step);
-`opacus-hooks`, `opacus-functorch` and `opacus-ghost` are Opacus' own modes on the same student at fp32.
+Engines: `fedward` is the hospital's step (per-sample gradients, clip, keyed noise, ternary latents) on the
+whole batch at once, as all others take it; `fedward-in-passes` the same in the hospital's physical batches;
+`opacus-hooks`, `opacus-functorch` and `opacus-ghost` are Opacus' own modes on the same network at fp32.
 """
 
 import subprocess
@@ -27,21 +28,27 @@ from torch import Tensor, nn
 
 from fedward.client.dp_sgd import KeyedDPOptimizer
 from fedward.client.latent import LatentSGD
+from fedward.client.training import PHYSICAL_ROWS
 from fedward.common.losses import classification
 from fedward.common.models import StudentSpec, build_student, initialise
 from fedward.common.per_sample import PerSampleGradients
 from fedward.common.randomness import KeyedGenerator
+from fedward.common.transformer import vision_transformer
 from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
 
 BATCH = 128
-FAMILIES = ("cnn", "depthwise")
-ENGINES = ("fedward", "opacus-hooks", "opacus-functorch", "opacus-ghost")
+FAMILIES = ("cnn", "depthwise", "vit")
+PASSES = {"fedward": BATCH, "fedward-in-passes": PHYSICAL_ROWS}
+ENGINES = (*PASSES, "opacus-hooks", "opacus-functorch", "opacus-ghost")
 TARGET = 1.8
 _Step = Callable[[], None]
 
 
 def _student(family: str) -> nn.Sequential:
-    model = build_student(StudentSpec(f"fp32-{family}", 1, 28, 28, 2))
+    is_vit = family == "vit"
+    model = (
+        vision_transformer(1, 28, 2) if is_vit else build_student(StudentSpec(f"fp32-{family}", 1, 28, 28, 2))
+    )
     initialise(model, KeyedGenerator.from_seed(0))
     return model
 
@@ -65,20 +72,20 @@ def plain_step(family: str) -> _Step:
     return step
 
 
-def fedward_step(family: str) -> _Step:
-    """The hospital's step on a full physical batch."""
+def fedward_step(family: str, physical_rows: int) -> _Step:
+    """The hospital's own engine and optimizer on the batch, in passes of `physical_rows`."""
     model, (images, labels) = _student(family), _batch()
     latents = [parameter.detach().clone() for parameter in model.parameters()]
     latent = LatentSGD(model, latents, "ternary", 0.01)
-    optimizer = KeyedDPOptimizer(latent, KeyedGenerator.from_seed(1), 1.0, 1.0, BATCH, BATCH)
+    optimizer = KeyedDPOptimizer(latent, KeyedGenerator.from_seed(1), 1.0, 1.0, BATCH)
     engine = PerSampleGradients(model)
+    passes = list(zip(torch.split(images, physical_rows), torch.split(labels, physical_rows), strict=True))
 
     def step() -> None:
-        gradients = engine.compute(images, lambda logits: classification(logits, labels, "binary"))
-        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-            parameter.grad_sample = gradient  # type: ignore[attr-defined]
-        optimizer.step()
-        optimizer.zero_grad()
+        for rows, own in passes:
+            for gradients in engine.in_parts(rows, lambda logits, y=own: classification(logits, y, "binary")):  # type: ignore[misc]
+                optimizer.accumulate(gradients)
+        optimizer.finish()
 
     return step
 
@@ -117,9 +124,9 @@ def build(family: str, engine: str) -> _Step:
     """The step of an engine, ready to be timed."""
     if engine == "plain":
         return plain_step(family)
-    return (
-        fedward_step(family) if engine == "fedward" else opacus_step(family, engine.removeprefix("opacus-"))
-    )
+    if engine in PASSES:
+        return fedward_step(family, PASSES[engine])
+    return opacus_step(family, engine.removeprefix("opacus-"))
 
 
 def measure(key: Row) -> Row:
