@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from fedward.client.anchors import Anchors
+from fedward.client.approvals import policy_for_others, require_allowed
 from fedward.client.budget import Budget
-from fedward.client.egress import SEEDED, WAIVED
+from fedward.client.egress import ENROL, SEEDED, WAIVED
 from fedward.client.egress_log import LOG_HEAD, LogEnd
 from fedward.client.ewc import ElasticPull
 from fedward.client.registry import Registry
@@ -107,6 +108,7 @@ class Hospital:
             DatasetRefused: its records cannot be read, or are not those that its budget is registered for.
             LedgerRefused: its budget does not verify, or is there although the profile knows of none.
         """
+        self._folder = folder
         self._log_end = LogEnd(folder)
         self.profile = Profile(**json.loads((folder / PROFILE).read_bytes()))
         self._records = read_split(folder / RECORDS)
@@ -136,7 +138,12 @@ class Hospital:
 
     @property
     def enrolment(self) -> dict[str, object]:
-        """What the hospital tells a coordinator of itself; the gate has a class for each field."""
+        """What the hospital tells a coordinator of itself; the gate has a class for each field.
+
+        Raises:
+            PolicyRefused: the site's policy does not let it leave.
+        """
+        policy_for_others(self._folder).require_fields(ENROL)
         return {"name": self.profile.name, "num_examples": self.profile.num_examples}
 
     @property
@@ -225,6 +232,7 @@ class Hospital:
             raise RequestRefused(f"The reply is asked for in a codec that is none of {', '.join(CODECS)}.")
         if settings.noise_multiplier == 0.0 and (self.profile.seed is None or self.budget is not None):
             raise RequestRefused("The study asks for training without noise, which this hospital never does.")
+        require_allowed(self._folder, request, () if self.budget is None else self.budget.state.reserved)
 
     def _is_its_task(self, settings: LocalSettings) -> bool:
         """By the declared number of classes: to compare with the labels would tell whether a class occurs."""

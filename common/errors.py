@@ -43,6 +43,10 @@ class PolicyRefused(RequestRefused):
     """A rule of the hospital's site policy forbids what was asked; the sentence names the rule."""
 
 
+class ApprovalMissing(PolicyRefused):
+    """A new study waits for the hospital's administrator, or asks for other settings than were approved."""
+
+
 class QuorumMissed(Refusal):
     """Fewer hospitals replied usably than the study's quorum asks for."""
 
