@@ -60,12 +60,15 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
     ),
     (TRAIN, "update.latents"): (DP, "the model's change, with noise that hides any one image"),
     (REFUSAL, "error.code"): (PUBLIC, "that the hospital refused"),
-    (REFUSAL, "error.reason"): (PUBLIC, "the refusal's name and a sentence about the request or the budget"),
+    (REFUSAL, "error.reason"): (
+        PUBLIC,
+        "the refusal's name and a sentence about the request, the budget or the site's policy",
+    ),
 }
 WAIVED = "without noise: a simulation without privacy, on public data"
 SEEDED = "the model's change, with noise from a seed: a simulation or a test, which protects nobody"
 
-# Refusals whose sentences are about the request and the budget only.
+# Refusals whose sentences are about the request, the budget and the site's policy only.
 SPEAKING = (BudgetRefused, PayloadRefused, RequestRefused, SettingRefused)
 SILENT = "The hospital cannot answer; see its own log."
 UNLOGGED = "The hospital's record of what leaves it cannot be written, so nothing leaves; see its own log."
