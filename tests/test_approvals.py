@@ -218,5 +218,6 @@ def test_approving_again_with_other_settings_takes_the_place_of_the_first(tmp_pa
         studies.note(request, now)
         studies.approve("chest")
     assert studies.approved() == {"chest": settings_digest(ask(views=2))}
+    assert len(studies.listed()["approved"]) == 1
     with pytest.raises(UnknownName):
         studies.approve("chest")

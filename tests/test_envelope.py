@@ -344,7 +344,7 @@ def test_sizes_are_bounded(opening: Open, monkeypatch: pytest.MonkeyPatch) -> No
     data = unsealed()
     with pytest.raises(EnvelopeRefused, match="header is cut or too long"):
         opening(data[:8] + (2**32 - 1).to_bytes(4, "big") + data[12:])
-    for size in (MOST_PAYLOAD_BYTES, MOST_PAYLOAD_BYTES + 1, -1, len(PAYLOAD) + 1):
+    for size in (MOST_PAYLOAD_BYTES, MOST_PAYLOAD_BYTES + 1, -1, len(PAYLOAD) + 1, len(PAYLOAD) - 1):
         with pytest.raises(EnvelopeRefused, match=r"longer than|out of range"):
             opening(forged(data, size=size))
     monkeypatch.setattr(envelope_module, "MOST_ENVELOPE_BYTES", len(data) - 1)
