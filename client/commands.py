@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedward.client import egress_report
+from fedward.client import egress_report, study_commands
 from fedward.client.anchors import Anchors
 from fedward.client.budget import Budget
 from fedward.client.budget_report import heading, plot, released, released_said, summary, tables
@@ -31,6 +31,9 @@ _SHOWN = 3  # messages, where --last does not say
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="A hospital's own side of a study."
 )
+
+
+study_commands.add_to(app)
 
 
 @app.callback()

@@ -45,7 +45,7 @@ from fedward.common.errors import (
 from fedward.common.files import canonical_json, parse_canonical
 from fedward.common.messages import CONFIG, refusal_reply
 
-# Refusals whose sentences are about the request and the budget only.
+# Refusals whose sentences are about the request, the budget and the site's policy only.
 SPEAKING = (BudgetRefused, PayloadRefused, RequestRefused, SettingRefused)
 SILENT = "The hospital cannot answer; see its own log."
 UNLOGGED = "The hospital's record of what leaves it cannot be written, so nothing leaves; see its own log."

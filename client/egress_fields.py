@@ -42,7 +42,10 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
         "any one image",
     ),
     (REFUSAL, "error.code"): (PUBLIC, "that the hospital refused"),
-    (REFUSAL, "error.reason"): (PUBLIC, "the refusal's name and a sentence about the request or the budget"),
+    (REFUSAL, "error.reason"): (
+        PUBLIC,
+        "the refusal's name and a sentence about the request, the budget or the site's policy",
+    ),
 }
 # (kind of message, field of class ``dp``) -> the kind of the charge that pays for it
 PAID_BY = {

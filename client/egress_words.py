@@ -141,7 +141,7 @@ def _refusals(found: Row) -> list[str]:
     names = ", ".join(f"{text(name)} ({count})" for name, count in refusals.items())
     return [
         f"Refusals: {told(sum(refusals.values()), 'request')} got no answer but the reason's name and at "
-        f"most a sentence about the request or the budget: {names}."
+        f"most a sentence about the request, the budget or the policy: {names}."
     ]
 
 

@@ -15,8 +15,9 @@ from typing import TypeVar
 
 import torch
 
+from fedward.client.approvals import policy_for_others, require_allowed
 from fedward.client.charging import DATASET, Account, Request, Work
-from fedward.client.egress_fields import SEEDED, WAIVED
+from fedward.client.egress_fields import ENROL, SEEDED, WAIVED
 from fedward.client.egress_log import LogEnd
 from fedward.client.ewc import ElasticPull
 from fedward.client.measuring import measure
@@ -108,6 +109,7 @@ class Hospital:
             DatasetRefused: its records cannot be read, or are not those that its budget is registered for.
             LedgerRefused: its budget does not verify, or is there although the profile knows of none.
         """
+        self._folder = folder
         self.profile = Profile(**json.loads((folder / PROFILE).read_bytes()))
         self._records = read_split(folder / RECORDS)
         self._snapshot = fingerprint(self._records)
@@ -137,7 +139,12 @@ class Hospital:
 
     @property
     def enrolment(self) -> dict[str, object]:
-        """What the hospital tells a coordinator of itself; the gate has a class for each field."""
+        """What the hospital tells a coordinator of itself; the gate has a class for each field.
+
+        Raises:
+            PolicyRefused: the site's policy does not let it leave.
+        """
+        policy_for_others(self._folder).require_fields(ENROL)
         return {"name": self.profile.name, "num_examples": self.profile.num_examples}
 
     @property
@@ -178,6 +185,8 @@ class Hospital:
             stored = self._replies.get(work.study, work.server_round, work.digest, kind)
             if stored is None:
                 self._check(request.settings)
+                open_studies = () if self.budget is None else self.budget.state.reserved
+                require_allowed(self._folder, request, open_studies)
                 reply = compute(request, work)
                 # What is stored is the first reply, whoever computed it.
                 stored = self._replies.store(work.study, work.server_round, work.digest, reply, kind)

@@ -304,7 +304,8 @@ def test_every_refusal_leaves_by_its_name_and_speaks_only_of_the_request(
 
 def test_only_refusals_about_the_request_or_the_budget_speak() -> None:
     names = {kind.__name__ for kind in _all_refusals() if issubclass(kind, SPEAKING)}
-    assert names == {"BudgetRefused", "PayloadRefused", "RequestRefused", "SettingRefused"}
+    rules = {"PolicyRefused", "ApprovalMissing"}  # they name a rule and its limit, which hold for anybody
+    assert names == {"BudgetRefused", "PayloadRefused", "RequestRefused", "SettingRefused"} | rules
 
 
 def test_a_sentence_that_names_the_state_folder_does_not_leave(
