@@ -185,18 +185,16 @@ def loopback_identity(now: datetime, lifetime: timedelta) -> Identity:
     return Identity(key, builder.sign(key, hashes.SHA384()))
 
 
-def revocation_list(authority: Identity, serials: Iterable[int], now: datetime) -> bytes:
+def revocation_list(authority: Identity, serials: Iterable[int]) -> bytes:
     """The list of revoked certificates, in PEM (RFC 5280, section 5).
 
     It is valid as long as the authority: the gateway reads it from its own disk, where it is never late,
-    and an expired list would lock every site out.
+    and a list that has expired, or is dated after a clock that was set back, would lock every site out.
     """
-    until = authority.certificate.not_valid_after_utc
-    builder = x509.CertificateRevocationListBuilder(
-        issuer_name=authority.certificate.subject, last_update=now - _CLOCKS_APART, next_update=until
-    )
+    start, end = authority.certificate.not_valid_before_utc, authority.certificate.not_valid_after_utc
+    builder = x509.CertificateRevocationListBuilder(authority.certificate.subject, start, end)
     for serial in sorted(serials):
-        entry = x509.RevokedCertificateBuilder(serial, now - _CLOCKS_APART).build()
+        entry = x509.RevokedCertificateBuilder(serial, start).build()
         builder = builder.add_revoked_certificate(entry)
     return builder.sign(authority.key, hashes.SHA384()).public_bytes(serialization.Encoding.PEM)
 

@@ -194,7 +194,7 @@ def _subjects(sites: list[Site]) -> str:
 def _revoked(issuers: list[Identity], sites: Sites, now: datetime) -> bytes:
     """One list an authority. A number is entered in each: two authorities never give the same."""
     serials = [serial for site in sites for serial in site.revoked_serials(now)]
-    return b"".join(revocation_list(issuer, serials, now) for issuer in issuers)
+    return b"".join(revocation_list(issuer, serials) for issuer in issuers)
 
 
 def _serials(coordinator: Coordinator, now: datetime) -> str:
