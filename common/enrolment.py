@@ -22,7 +22,7 @@ from cryptography import x509
 
 from fedward.common.certificates import certificate_of, digest, host_name, pem, public_key_of, request_of
 from fedward.common.declared import MAXIMUM_DECLARED
-from fedward.common.errors import EnrolmentRefused, SignatureRefused
+from fedward.common.errors import EnrolmentRefused, SignatureRefused, TrustRefused
 from fedward.common.files import canonical_json, parse_canonical
 from fedward.common.instants import parsed, spelled
 from fedward.common.signing import STATEMENT_TYPE, Signer, verify
@@ -264,7 +264,7 @@ def _read(file: bytes, kind: str, build: Callable[[Any], Any], what: str) -> Any
         _require(statement["predicateType"] == kind, "the kind")
         _require(statement["predicate"]["schema"] == 1, "the schema")
         return build(statement["predicate"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, TrustRefused) as error:
         raise EnrolmentRefused(
             f"The file is no {what} to join a federation, or is damaged: get it again."
         ) from error

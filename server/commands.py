@@ -160,12 +160,12 @@ def log(state: State = None, as_json: AsJson = False) -> None:
         typer.echo(printable(f"{one['entry']} {one['kind']}: {said}"))
 
 
-def _told(site: Site, now: datetime, newest: datetime) -> dict[str, Any]:
+def _told(site: Site, now: datetime, newest: int) -> dict[str, Any]:
     expires = site.certificates[-1].value.expires
     remarks = [
         f"revoked {spelled(site.revoked)}" if site.revoked else "",
         "expired" if expires <= now else "",
-        "has not renewed since the rotation" if site.certificates[-1].value.issued < newest else "",
+        "has not renewed since the rotation" if site.certificates[-1].value.generation < newest else "",
     ]
     return {
         "id": site.id,

@@ -1,6 +1,6 @@
 """The coordinator's own folder: its name, address, authorities and signing keys, generation by generation.
 
-    coordinator.json          name, host, port, listen, superlink_port, generations [{number, made, until}]
+    coordinator.json          name, host, port, listen, superlink_port, generations [{number, until}]
     authority/1/              ca.key, ca.pem, signing-key.json
     loopback/                 superlink.key, superlink.pem
     sites.json  enrolment.jsonl  answers/  roles.toml  releases/  gateway/
@@ -16,6 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from fedward.common import roles
 from fedward.common.certificates import Identity, host_name, loopback_identity, new_authority
 from fedward.common.enrolment import Federation, Generation
 from fedward.common.errors import EnrolmentRefused
@@ -23,7 +24,7 @@ from fedward.common.files import canonical_json, make_folder, parse_canonical, r
 from fedward.common.instants import parsed, spelled
 from fedward.common.ledger import Ledger
 from fedward.common.locks import FileLock
-from fedward.common.roles import AUDITOR, COORDINATOR, acting_user, write_roles
+from fedward.common.roles import AUDITOR, COORDINATOR, write_roles
 from fedward.common.signing import Signer, create_keys
 
 PROFILE, LOG = "coordinator.json", "enrolment.jsonl"
@@ -63,7 +64,6 @@ class _Term:
     """A generation's number, and when it ends."""
 
     number: int
-    made: datetime
     until: datetime | None
 
     def holds(self, now: datetime) -> bool:
@@ -106,10 +106,10 @@ class Coordinator:
         loopback.save(folder / "loopback" / "superlink.key", folder / "loopback" / "superlink.pem")
         if not (folder / LOG).exists():  # of a crash before there was a coordinator
             Ledger.create(folder / LOG, _PURPOSE)
-        user = acting_user()
+        user = roles.acting_user()
         write_roles(folder, {COORDINATOR: user, AUDITOR: user})
         _make_generation(folder, name, 1, now)
-        _save(folder, name, address, (_Term(1, now, None),))  # last: without it there is no coordinator
+        _save(folder, name, address, (_Term(1, None),))  # last: without it there is no coordinator
         return cls(folder)
 
     def federation(self, now: datetime) -> Federation:
@@ -138,9 +138,9 @@ class Coordinator:
         return len(self._current(now)) > 1
 
     @property
-    def newest(self) -> datetime:
-        """When the newest generation was made: who got an answer since knows of it."""
-        return self._terms[-1].made
+    def newest(self) -> int:
+        """The newest generation's number: who got an answer since it was made knows of it."""
+        return self._terms[-1].number
 
     def rotate(self, now: datetime, user: str, overlap: timedelta = DEFAULT_OVERLAP) -> None:
         """Make a new generation; the present one ends after `overlap`. Whoever calls holds the lock.
@@ -157,7 +157,7 @@ class Coordinator:
         _make_generation(self.folder, self.name, number, now)
         self.note("rotated", user, generation=number, overlap_days=overlap / timedelta(days=1))
         ended = dataclasses.replace(self._terms[-1], until=now + overlap)
-        terms = (*self._terms[:-1], ended, _Term(number, now, None))
+        terms = (*self._terms[:-1], ended, _Term(number, None))
         _save(self.folder, self.name, self.address, terms)
         self._terms = terms
 
@@ -202,7 +202,6 @@ def _save(folder: Path, name: str, address: Address, terms: tuple[_Term, ...]) -
     generations = [
         {
             "number": term.number,
-            "made": spelled(term.made),
             "until": None if term.until is None else spelled(term.until),
         }
         for term in terms
@@ -213,4 +212,4 @@ def _save(folder: Path, name: str, address: Address, terms: tuple[_Term, ...]) -
 
 def _term(fields: Any) -> _Term:
     until = None if fields["until"] is None else parsed(fields["until"])
-    return _Term(int(fields["number"]), parsed(fields["made"]), until)
+    return _Term(int(fields["number"]), until)

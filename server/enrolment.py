@@ -30,11 +30,13 @@ class Review:
     """A request that may be answered.
 
     Attributes:
-        sha256: of its file, in hex.
+        file: as it came.
+        sha256: of that file, in hex.
         site: who renews, as listed; None for a newcomer, whose fingerprint a person has to compare.
         is_repeated: this very request was answered before, and is answered in the same terms again.
     """
 
+    file: bytes
     request: JoinRequest
     sha256: str
     site: Site | None
@@ -66,7 +68,7 @@ def review(coordinator: Coordinator, file: bytes, now: datetime) -> Review:
     if not is_repeated:
         _refuse_taken(sites, request, site)
         _refuse_contradiction(request, site)
-    return Review(request, sha256, site, is_repeated)
+    return Review(file, request, sha256, site, is_repeated)
 
 
 def answer(
@@ -94,6 +96,7 @@ def answer(
             "may be another's. Ask the hospital to send it again."
         )
     with coordinator.lock:
+        seen = review(coordinator, seen.file, now)  # somebody may have revoked the site since
         stored = coordinator.folder / "answers" / f"{seen.sha256}.json"
         if seen.is_repeated and stored.exists():
             return stored.read_bytes()
@@ -167,7 +170,9 @@ def _enrolled(
     id = before.id if before is not None else f"site-{request.signing.keyid[:16]}"
     issuer = coordinator.site_issuer(now)
     certificate = client_certificate(issuer, request_of(request.tls), id, now, CERTIFICATE_LIFETIME)
-    issued = Issued(certificate.serial_number, digest(certificate), now, certificate.not_valid_after_utc)
+    issued = Issued(
+        certificate.serial_number, digest(certificate), coordinator.newest, certificate.not_valid_after_utc
+    )
     ends = now + overlap
     site = Site(
         id=id,

@@ -35,11 +35,18 @@ class Dated(Generic[T]):
 
 @dataclass(frozen=True)
 class Issued:
-    """A certificate that was given to a site."""
+    """A certificate that was given to a site.
+
+    Attributes:
+        serial: its number.
+        sha256: of its DER, in hex.
+        generation: of the coordinator's keys that the site was told of with it.
+        expires: when.
+    """
 
     serial: int
     sha256: str
-    issued: datetime
+    generation: int
     expires: datetime
 
 
@@ -166,12 +173,12 @@ def _entry(site: Site) -> dict[str, Any]:
     }
 
 
-def _issued_entry(issued: Issued) -> dict[str, str]:
+def _issued_entry(issued: Issued) -> dict[str, str | int]:
     # The number has 160 bits, which not every reader of JSON keeps.
     return {
         "serial": f"{issued.serial:x}",
         "sha256": issued.sha256,
-        "issued": spelled(issued.issued),
+        "generation": issued.generation,
         "expires": spelled(issued.expires),
     }
 
@@ -192,7 +199,7 @@ def _site(fields: Any) -> Site:
 
 def _issued(fields: Any) -> Issued:
     return Issued(
-        int(fields["serial"], 16), fields["sha256"], parsed(fields["issued"]), parsed(fields["expires"])
+        int(fields["serial"], 16), fields["sha256"], int(fields["generation"]), parsed(fields["expires"])
     )
 
 
