@@ -40,7 +40,7 @@ from fedward.common.files import canonical_json, parse_canonical
 from fedward.common.messages import CONFIG, refusal_reply
 
 PUBLIC, DP, CONSENTED = "public", "dp", "consented"
-ENROL, TRAIN, REFUSAL = "enrol", "train", "refusal"
+ENROL, TRAIN, REFUSAL, JOIN = "enrol", "train", "refusal", "join"
 
 _NAME = "the name that the hospital chose for the study"
 _COUNT = "the number of images that the hospital declared: rounded up to tens, and frozen"
@@ -59,6 +59,14 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
         "a seal on the budget's ledger, which only this hospital can read: to others it is random digits",
     ),
     (TRAIN, "update.latents"): (DP, "the model's change, with noise that hides any one image"),
+    (JOIN, "request.schema"): (PUBLIC, "the format of a request to join a federation"),
+    (JOIN, "request.site"): (PUBLIC, "the name that the coordinator gave this site, once it had joined"),
+    (JOIN, "request.name"): (CONSENTED, _NAME),
+    (JOIN, "request.num_examples"): (CONSENTED, _COUNT),
+    (JOIN, "request.made"): (CONSENTED, "when somebody asked to join or to renew"),
+    (JOIN, "request.tls"): (PUBLIC, "a public key, for which a certificate is asked"),
+    (JOIN, "request.node"): (PUBLIC, "a public key, of Flower's process here"),
+    (JOIN, "request.signing"): (PUBLIC, "public keys, by which this site's signatures are known"),
     (REFUSAL, "error.code"): (PUBLIC, "that the hospital refused"),
     (REFUSAL, "error.reason"): (PUBLIC, "the refusal's name and a sentence about the request or the budget"),
 }
@@ -133,6 +141,16 @@ class Gate:
         self._left(kind, request, classed, _about(header), charge)
         return Message(content, reply_to=request)
 
+    def hand_out(self, document: dict[str, Any]) -> None:
+        """Log a request to join or renew, whose fields are `document`, before a person carries it out.
+
+        Raises:
+            EgressRefused: a field has no class: it must not be written.
+            LedgerRefused, OutputRefused: it could not be logged, and must not be written either.
+        """
+        fields = [_classed(JOIN, field, None, "") for field in _header_fields("request", document)]
+        self._log.write("left", _body(JOIN, "by hand", fields, {}, None))
+
     def refuse(self, refusal: Refusal, request: Message, private: tuple[str, ...] = ()) -> Message:
         """The reply that carries a refusal by name, its sentence only if that may leave; it never raises.
 
@@ -162,15 +180,7 @@ class Gate:
         about: dict[str, Any],
         charge: Charge | None,
     ) -> None:
-        body = {
-            "message": kind,
-            "asked": _asked(request),
-            "about": about,
-            "bytes": sum(field["bytes"] for field in fields),
-            "fields": fields,
-            "charge": None if charge is None else _charge_json(charge),
-        }
-        self._log.write("left", body)
+        self._log.write("left", _body(kind, _asked(request), fields, about, charge))
 
 
 @functools.lru_cache(maxsize=64)
@@ -262,6 +272,19 @@ def _about(header: dict[str, Any]) -> dict[str, Any]:
 
 def _asked(request: Message) -> str:
     return str(request.metadata.message_type)
+
+
+def _body(
+    kind: str, asked: str, fields: list[dict[str, Any]], about: dict[str, Any], charge: Charge | None
+) -> dict[str, Any]:
+    return {
+        "message": kind,
+        "asked": asked,
+        "about": about,
+        "bytes": sum(field["bytes"] for field in fields),
+        "fields": fields,
+        "charge": None if charge is None else _charge_json(charge),
+    }
 
 
 def _charge_json(charge: Charge) -> dict[str, Any]:

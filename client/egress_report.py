@@ -6,11 +6,16 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from fedward.client.egress import ENROL, REFUSAL, TRAIN
+from fedward.client.egress import ENROL, JOIN, REFUSAL, TRAIN
 from fedward.client.egress_sums import Row
 from fedward.common.printing import printable
 
-_WHAT = {ENROL: "enrolment", TRAIN: "reply to a round", REFUSAL: "refusal"}
+_WHAT = {
+    ENROL: "enrolment",
+    JOIN: "request to join or renew, carried by hand",
+    TRAIN: "reply to a round",
+    REFUSAL: "refusal",
+}
 _SEEDED = (
     "BUT the noise was drawn from a seed, because this is a simulation or a test: whoever knows the seed can "
     "take the noise off again, so it protects nobody, and the figures below hold for the method only."
@@ -106,7 +111,7 @@ def _by_class(found: Row) -> Table:
 
 
 def _enrolment(totals: Row) -> list[str]:
-    count = totals["by_message"].get(ENROL, {}).get("messages", 0)
+    count = sum(totals["by_message"].get(kind, {}).get("messages", 0) for kind in (ENROL, JOIN))
     if not count:
         return []
     return [

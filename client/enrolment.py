@@ -20,26 +20,13 @@ from fedward.client.membership import (
     pending_folder,
     write_node_key,
 )
-from fedward.common.certificates import (
-    issued_by,
-    load_key,
-    new_key,
-    pem,
-    private_pem,
-    signing_request,
-)
+from fedward.common.certificates import issued_by, new_key, signing_request
 from fedward.common.declared import declared_count
-from fedward.common.enrolment import (
-    LIMIT_BYTES,
-    Answer,
-    Generation,
-    JoinRequest,
-    read_answer,
-    read_request,
-    same_fingerprint,
-)
+from fedward.common.enrolment import LIMIT_BYTES, Answer, JoinRequest, read_answer, read_request
 from fedward.common.errors import EnrolmentRefused
+from fedward.common.federation import Generation, same_fingerprint
 from fedward.common.files import read_bounded, write_atomically
+from fedward.common.key_files import load_key, pem, private_pem
 from fedward.common.signing import Signer, create_keys
 from fedward.common.trust import TrustedKey
 

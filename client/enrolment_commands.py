@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from fedward.client import enrolment
+from fedward.client.egress import open_gate
 from fedward.client.gateway import HospitalGateway
 from fedward.common.enrolment import LIMIT_BYTES, JoinRequest
 from fedward.common.errors import EnrolmentRefused
@@ -35,7 +36,7 @@ def join(
     make_folder(folder, 0o700)
     require_role(folder, SITE_ADMINISTRATOR)
     request, file = enrolment.join(folder, name, images, utc_now(), anew)
-    _hand_out(request, file, out, as_json, call=True)
+    _hand_out(folder, request, file, out, as_json)
 
 
 def renew(
@@ -50,7 +51,7 @@ def renew(
     folder = _folder(state)
     require_role(folder, SITE_ADMINISTRATOR)
     request, file = enrolment.renew(folder, utc_now(), new_keys)
-    _hand_out(request, file, out, as_json, call=False)
+    _hand_out(folder, request, file, out, as_json)
 
 
 def accept(
@@ -88,13 +89,14 @@ def accept(
         )
 
 
-def _hand_out(request: JoinRequest, file: bytes, out: Path, as_json: bool, call: bool) -> None:
+def _hand_out(state: Path, request: JoinRequest, file: bytes, out: Path, as_json: bool) -> None:
+    open_gate(state).hand_out(request.statement()["predicate"])
     write_atomically(out, file)
     if as_json:
         typer.echo(json.dumps({"schema": 1, "request": str(out), "fingerprint": request.fingerprint}))
         return
     typer.echo(printable(f"Send {out} to the coordinator: it holds no secret."))
-    if call:
+    if request.site is None:
         typer.echo("The coordinator will call you; read this out, and nobody else's:")
         typer.echo(f"  {request.fingerprint}")
 

@@ -11,10 +11,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from fedward.client.membership import FOLDER, Membership, tls_identity
-from fedward.common.certificates import Identity, is_due, loopback_identity, pem
+from fedward.common.certificates import is_due, loopback_identity
 from fedward.common.errors import EnrolmentRefused
 from fedward.common.files import make_folder, read_bounded, write_atomically
 from fedward.common.fleet import FLEET_MAP, FLEET_PATH, FORWARDED, RELEASES_PATH, endpoint
+from fedward.common.key_files import Identity, pem
 from fedward.common.nginx import Nginx, quoted, settings
 
 _PORT = "gateway.json"

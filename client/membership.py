@@ -19,10 +19,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedward.common.certificates import Identity, public_pem
-from fedward.common.enrolment import LIMIT_BYTES, Answer, Federation, read_answer
+from fedward.common.enrolment import LIMIT_BYTES, Answer, read_answer
 from fedward.common.errors import EnrolmentRefused
+from fedward.common.federation import Federation
 from fedward.common.files import make_folder, read_bounded, write_atomically
+from fedward.common.key_files import Identity, public_pem
 from fedward.common.signing import KEY_FILE, Signer
 from fedward.common.trust import TrustedKey
 

@@ -9,9 +9,7 @@ host, and is trusted by nobody else.
 import hashlib
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -19,129 +17,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from fedward.common.errors import EnrolmentRefused
-from fedward.common.files import read_bounded, write_atomically
+from fedward.common.key_files import Identity, pem
 
-_LIMIT_BYTES = 1 << 16
 _CLOCKS_APART = timedelta(minutes=15)  # a host whose clock is late must not find a new certificate too new
 _CLIENT, _SERVER = ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH
 _GATEWAY = "Fedward gateway"  # a subject; who is called is checked by the names beside it
 LOOPBACK_NAMES = ("localhost", "127.0.0.1")
 
 
-@dataclass(frozen=True)
-class Identity:
-    """A private key and its certificate."""
-
-    key: ec.EllipticCurvePrivateKey
-    certificate: x509.Certificate
-
-    @classmethod
-    def load(cls, key: Path, certificate: Path) -> "Identity":
-        """Read both.
-
-        Raises:
-            EnrolmentRefused: missing, damaged, readable by others, or they do not belong together.
-        """
-        found = cls(load_key(key), certificate_of(_read(certificate)))
-        if found.key.public_key() != found.certificate.public_key():
-            raise EnrolmentRefused(f"{certificate} is not the certificate of {key}: put back their backup.")
-        return found
-
-    def save(self, key: Path, certificate: Path) -> None:
-        """Write the key (mode 0600), then the certificate.
-
-        Raises:
-            OutputRefused: they cannot be written.
-        """
-        write_atomically(key, private_pem(self.key), 0o600)
-        write_atomically(certificate, pem(self.certificate))
-
-
 def new_key() -> ec.EllipticCurvePrivateKey:
     """A new random key on P-384."""
     return ec.generate_private_key(ec.SECP384R1())
-
-
-def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as PKCS 8, in PEM, not encrypted."""
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
-    """A public key as SubjectPublicKeyInfo, in PEM: as Flower names a SuperNode."""
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-
-def pem(certificate: x509.Certificate | x509.CertificateSigningRequest) -> bytes:
-    """A certificate, or a request for one, in PEM."""
-    return certificate.public_bytes(serialization.Encoding.PEM)
-
-
-def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """A P-384 key in PEM.
-
-    Raises:
-        EnrolmentRefused: missing, damaged, of another kind, or readable by others than its owner.
-    """
-    data = _read(path)
-    if path.stat().st_mode & 0o077:
-        raise EnrolmentRefused(f"{path} may be read or changed by others: run `chmod 600` on it.")
-    try:
-        key = serialization.load_pem_private_key(data, None)
-    except (ValueError, TypeError) as error:
-        raise EnrolmentRefused(f"{path} holds no private key: put back its backup.") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise EnrolmentRefused(f"{path} holds a key of another kind than EC P-384: put back its backup.")
-    return key
-
-
-def public_key_of(data: bytes) -> ec.EllipticCurvePublicKey:
-    """The P-384 key that `public_pem` spelled.
-
-    Raises:
-        EnrolmentRefused: something else, or another spelling of one: a gateway compares the spelling.
-    """
-    try:
-        key = serialization.load_pem_public_key(data)
-    except ValueError as error:
-        raise EnrolmentRefused("A node's public key is not in PEM: make the request again.") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise EnrolmentRefused("A node's public key is not EC P-384: make the request again.")
-    if public_pem(key) != data:
-        raise EnrolmentRefused("A node's public key has an unusual spelling: make the request again.")
-    return key
-
-
-def certificate_of(data: bytes) -> x509.Certificate:
-    """One certificate in PEM.
-
-    Raises:
-        EnrolmentRefused: it is none.
-    """
-    try:
-        return x509.load_pem_x509_certificate(data)
-    except ValueError as error:
-        raise EnrolmentRefused("This is no certificate in PEM: get the file again.") from error
-
-
-def request_of(data: bytes) -> ec.EllipticCurvePublicKey:
-    """The P-384 key that asks for a certificate, by a request (PKCS 10) that it signed itself.
-
-    Raises:
-        EnrolmentRefused: no request, another kind of key, or the signature is not that key's.
-    """
-    try:
-        request = x509.load_pem_x509_csr(data)
-        key, is_signed = request.public_key(), request.is_signature_valid
-    except ValueError as error:
-        raise EnrolmentRefused("The certificate's request is malformed: make it again.") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise EnrolmentRefused("The certificate's request is not of an EC P-384 key: make it again.")
-    if not is_signed:
-        raise EnrolmentRefused("The certificate's request is not signed by its own key: make it again.")
-    return key
 
 
 def signing_request(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -295,7 +181,3 @@ def _key_usage(is_authority: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
-
-
-def _read(path: Path) -> bytes:
-    return read_bounded(path, _LIMIT_BYTES, refusal=EnrolmentRefused)

@@ -20,17 +20,17 @@ from typing import Any
 
 from cryptography import x509
 
-from fedward.common.certificates import certificate_of, digest, host_name, pem, public_key_of, request_of
 from fedward.common.declared import MAXIMUM_DECLARED
 from fedward.common.errors import EnrolmentRefused, SignatureRefused, TrustRefused
+from fedward.common.federation import Federation, spoken
 from fedward.common.files import canonical_json, parse_canonical
 from fedward.common.instants import parsed, spelled
+from fedward.common.key_files import certificate_of, pem, public_key_of, request_of
 from fedward.common.signing import STATEMENT_TYPE, Signer, verify
 from fedward.common.trust import TrustedKey, decode_base64, key_of
 
 LIMIT_BYTES = 1 << 18
 _REQUEST, _ANSWER = "urn:fedward:enrolment-request:1", "urn:fedward:enrolment-answer:1"
-_SPOKEN_DIGITS = 32  # 128 bits: nobody finds a second request with the same
 
 
 @dataclass(frozen=True)
@@ -75,98 +75,6 @@ class JoinRequest:
     def fingerprint(self) -> str:
         """What both sides compare by telephone: it covers every field."""
         return spoken(hashlib.sha256(canonical_json(self.statement())).hexdigest())
-
-
-@dataclass(frozen=True)
-class Generation:
-    """An authority and a signing key of the coordinator's, which come and go together.
-
-    Attributes:
-        until: from when on neither counts any more; None while no successor is named.
-    """
-
-    authority: x509.Certificate
-    signing: TrustedKey
-    until: datetime | None
-
-    def holds(self, now: datetime) -> bool:
-        """Whether it still counts."""
-        return self.until is None or now < self.until
-
-    def entry(self) -> dict[str, Any]:
-        """Plain JSON."""
-        until = None if self.until is None else spelled(self.until)
-        return {"authority": pem(self.authority).decode(), "signing": self.signing.entry(), "until": until}
-
-    @classmethod
-    def of(cls, entry: Any) -> "Generation":
-        """The inverse of `entry`.
-
-        Raises:
-            EnrolmentRefused, TrustRefused, ValueError, KeyError, TypeError: it is no such entry.
-        """
-        until = None if entry["until"] is None else parsed(entry["until"])
-        return cls(certificate_of(_bytes(entry["authority"])), key_of(entry["signing"], "an answer"), until)
-
-    @property
-    def fingerprint(self) -> str:
-        """By which people know the coordinator: of its authority and its signing key together."""
-        return spoken(hashlib.sha256(f"{digest(self.authority)}{self.signing.keyid}".encode()).hexdigest())
-
-
-@dataclass(frozen=True)
-class Federation:
-    """Whom a site calls and believes.
-
-    Attributes:
-        coordinator: a name for people.
-        host: of the coordinator's gateway, which its certificate must name.
-        port: where the gateway listens.
-        generations: oldest first, at least one.
-    """
-
-    coordinator: str
-    host: str
-    port: int
-    generations: tuple[Generation, ...]
-
-    def current(self, now: datetime) -> tuple[Generation, ...]:
-        """Those generations that still count.
-
-        Raises:
-            EnrolmentRefused: none does.
-        """
-        found = tuple(one for one in self.generations if one.holds(now))
-        if not found:
-            raise EnrolmentRefused(
-                "Every key of the coordinator that this site knows was rotated out: ask it how to join again."
-            )
-        return found
-
-    def entry(self) -> dict[str, Any]:
-        """Plain JSON."""
-        generations = [one.entry() for one in self.generations]
-        return {
-            "coordinator": self.coordinator,
-            "host": self.host,
-            "port": self.port,
-            "generations": generations,
-        }
-
-    @classmethod
-    def of(cls, entry: Any) -> "Federation":
-        """The inverse of `entry`.
-
-        Raises:
-            EnrolmentRefused, TrustRefused, ValueError, KeyError, TypeError: it is no such entry.
-        """
-        port = entry["port"]
-        _require(isinstance(port, int) and not isinstance(port, bool) and 0 < port < 65536, "the port")
-        _require(isinstance(entry["host"], str), "the host")
-        host_name(entry["host"])
-        generations = tuple(Generation.of(one) for one in entry["generations"])
-        _require(len(generations) > 0, "the generations")
-        return cls(_name(entry["coordinator"]), entry["host"], port, generations)
 
 
 @dataclass(frozen=True)
@@ -234,17 +142,6 @@ def read_answer(file: bytes, known: Sequence[TrustedKey] | None) -> tuple[Answer
     own = [one.signing for one in answer.federation.generations]
     keys = own if known is None else [key for key in known if key in own]
     return answer, _signer_of(file, answer.statement(), keys, "answer")
-
-
-def spoken(hexadecimal: str) -> str:
-    """A digest's first 128 bits in groups of four digits, to be read out."""
-    digits = hexadecimal[:_SPOKEN_DIGITS]
-    return " ".join(digits[at : at + 4] for at in range(0, len(digits), 4))
-
-
-def same_fingerprint(read_out: str, own: str) -> bool:
-    """Whether somebody typed `own`, in whatever grouping and case."""
-    return "".join(read_out.split()).replace("-", "").lower() == own.replace(" ", "")
 
 
 def _statement(kind: str, predicate: dict[str, Any]) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from fedward.common import roles
-from fedward.common.certificates import Identity, host_name, loopback_identity, new_authority
-from fedward.common.enrolment import Federation, Generation
+from fedward.common.certificates import host_name, loopback_identity, new_authority
 from fedward.common.errors import EnrolmentRefused
+from fedward.common.federation import Federation, Generation
 from fedward.common.files import canonical_json, make_folder, parse_canonical, read_bounded, write_atomically
 from fedward.common.instants import parsed, spelled
+from fedward.common.key_files import Identity
 from fedward.common.ledger import Ledger
 from fedward.common.locks import FileLock
 from fedward.common.roles import AUDITOR, COORDINATOR, write_roles

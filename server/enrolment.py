@@ -9,11 +9,13 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from fedward.common.certificates import client_certificate, digest, request_of
-from fedward.common.enrolment import Answer, JoinRequest, read_request, same_fingerprint
+from fedward.common.certificates import client_certificate, digest
+from fedward.common.enrolment import Answer, JoinRequest, read_request
 from fedward.common.errors import EnrolmentRefused
+from fedward.common.federation import same_fingerprint
 from fedward.common.files import write_atomically
 from fedward.common.instants import spelled
+from fedward.common.key_files import request_of
 from fedward.common.printing import unmistakable
 from fedward.common.trust import TrustedKey
 from fedward.server.coordinator import Coordinator

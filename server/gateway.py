@@ -16,10 +16,11 @@ import base64
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from fedward.common.certificates import Identity, is_due, issued_by, pem, revocation_list, server_identity
+from fedward.common.certificates import is_due, issued_by, revocation_list, server_identity
 from fedward.common.errors import EnrolmentRefused
 from fedward.common.files import make_folder, write_atomically
 from fedward.common.fleet import FLEET_MAP, FLEET_PATH, FORWARDED, RELEASES_PATH, endpoint
+from fedward.common.key_files import Identity, pem
 from fedward.common.nginx import Nginx, quoted, settings
 from fedward.server.coordinator import Coordinator
 from fedward.server.sites import Site, Sites

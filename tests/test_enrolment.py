@@ -17,17 +17,12 @@ from hypothesis import strategies as st
 from fedward.client import enrolment as hospital_side
 from fedward.client.membership import NODE_KEY, Membership, node_public_pem
 from fedward.common import roles
-from fedward.common.certificates import (
-    client_certificate,
-    load_key,
-    new_key,
-    public_pem,
-    request_of,
-    signing_request,
-)
-from fedward.common.enrolment import Answer, JoinRequest, read_request, same_fingerprint, spoken
+from fedward.common.certificates import client_certificate, new_key, signing_request
+from fedward.common.enrolment import Answer, JoinRequest, read_request
 from fedward.common.errors import EnrolmentRefused, OutputRefused
+from fedward.common.federation import same_fingerprint, spoken
 from fedward.common.instants import utc_now
+from fedward.common.key_files import load_key, public_pem, request_of
 from fedward.common.ledger import Ledger
 from fedward.common.signing import Signer
 from fedward.server import enrolment as office_side
@@ -530,3 +525,24 @@ def test_keys_of_another_kind_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(EnrolmentRefused):
             read_request(changed.signed(signer), lambda _: [])
+
+
+def test_what_a_request_tells_is_in_the_log_of_what_left_before_it_leaves(
+    fedward: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, out = tmp_path / "state", tmp_path / "request"
+    typed = ("hospital", "join", "--name", "St. Mary", "--images", 95, "--state", state, "--out", out)
+    with monkeypatch.context() as patch:
+        patch.setattr("fedward.client.egress_log.EgressLog.write", _full_disk)
+        assert fedward(*typed).code == 1
+    assert not out.exists()
+    assert fedward(*typed).code == 0
+    left = json.loads(fedward("hospital", "egress", "--state", state, "--json").out)
+    assert left["totals"]["by_message"]["join"]["messages"] == 1
+    fields = {field["name"]: field["class"] for field in left["messages"][0]["fields"]}
+    assert (fields["request.name"], fields["request.num_examples"]) == ("consented", "consented")
+    assert "Enrolment (1 time)" in fedward("hospital", "egress", "--state", state, "--explain").out
+
+
+def _full_disk(*_: object) -> None:
+    raise OutputRefused("The disk is full.")

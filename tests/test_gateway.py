@@ -21,19 +21,17 @@ from fedward.client import enrolment as hospital_side
 from fedward.client.gateway import HospitalGateway
 from fedward.client.membership import Membership, node_public_pem
 from fedward.common.certificates import (
-    Identity,
     client_certificate,
     loopback_identity,
     new_authority,
     new_key,
-    pem,
-    request_of,
     server_identity,
     signing_request,
 )
 from fedward.common.errors import GatewayFailed
 from fedward.common.fleet import FLEET_CALLS
 from fedward.common.instants import utc_now
+from fedward.common.key_files import Identity, pem, request_of
 from fedward.common.nginx import program
 from fedward.server.coordinator import Coordinator
 from fedward.server.enrolment import answer, review, revoke
