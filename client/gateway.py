@@ -58,31 +58,27 @@ class HospitalGateway:
     def refresh(self, now: datetime) -> bool:
         """Take over a renewed place, or an authority that ended. To be called each hour and after `accept`.
 
-        Returns whether anything changed; a gateway that does not run is left as it is.
+        Returns whether it was reloaded; a gateway that does not run is left as it is.
 
         Raises:
             EnrolmentRefused, GatewayFailed: as `start`; the old configuration goes on.
         """
-        is_changed = self._configure(now)
-        if is_changed and self.nginx.pid is not None:
-            self.nginx.reload()
-        return is_changed
+        self._configure(now)
+        return self.nginx.take_over()
 
     def stop(self) -> None:
         """Stop, once requests have ended."""
         self.nginx.stop()
 
-    def _configure(self, now: datetime) -> bool:
+    def _configure(self, now: datetime) -> None:
         member = Membership.load(self._state)
         tls_identity(member)  # refused here by name, not by nginx in its own words
         make_folder(self.nginx.folder, 0o700)
-        before = self._written()
         self._keep_loopback(now)
         authorities = b"".join(pem(one.authority) for one in member.federation.current(now))
         write_atomically(self._folder / "authorities.pem", authorities)
-        self.nginx.configure(self._text(member))
+        self.nginx.configure(self._text(member), self._folder / "authorities.pem", self.certificate)
         write_atomically(self._folder / _PORT, json.dumps({"port": self.port}).encode(), 0o600)
-        return self._written() != before
 
     def _keep_loopback(self, now: datetime) -> None:
         key = self.certificate.with_suffix(".key")
@@ -92,10 +88,6 @@ class HospitalGateway:
             found = None
         if found is None or is_due(found, now):
             loopback_identity(now, _LIFETIME).save(key, self.certificate)
-
-    def _written(self) -> list[bytes]:
-        paths = [self.nginx.folder / "nginx.conf", self._folder / "authorities.pem", self.certificate]
-        return [path.read_bytes() if path.exists() else b"" for path in paths]
 
     def _text(self, member: Membership) -> str:
         federation = member.federation

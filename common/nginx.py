@@ -5,6 +5,7 @@ needed and two gateways of one host know nothing of each other.
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from fedward.common.files import make_folder, read_bounded, write_atomically
 
 CONFIGURATION, PID = "nginx.conf", "nginx.pid"
 ACCESS_LOG, ERROR_LOG = "access.log", "error.log"
-_TEMPORARY, _START_LOG = "temporary", "start.log"
+_TEMPORARY, _START_LOG, _LOADED = "temporary", "start.log", "loaded"
 _PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin")  # which are not on everybody's PATH
 _PAUSE_SECONDS = 0.01
 _LARGEST_LOG_BYTES = 64 << 20
@@ -32,6 +33,7 @@ class Nginx:
         """Use `folder`, which `configure` makes."""
         self.folder = folder.absolute()
         self._child: subprocess.Popen[bytes] | None = None
+        self._wanted = ""
 
     @property
     def pid(self) -> int | None:
@@ -44,8 +46,11 @@ class Nginx:
         is_master = command.startswith("nginx: master process")
         return pid if is_master and str(self.folder / CONFIGURATION) in command else None
 
-    def configure(self, text: str) -> None:
+    def configure(self, text: str, *files: Path) -> None:
         """Write the configuration, once nginx accepts it; a refused one changes nothing.
+
+        Args:
+            files: that it names, and on whose contents nginx's behaviour depends too.
 
         Raises:
             GatewayFailed: nginx is missing, or refuses the text; the sentence says what it said.
@@ -60,6 +65,24 @@ class Nginx:
             write_atomically(self.folder / CONFIGURATION, text.encode(), 0o600)
         finally:
             draft.unlink(missing_ok=True)
+        whole = hashlib.sha256(text.encode())
+        for path in files:
+            whole.update(hashlib.sha256(path.read_bytes()).digest())
+        self._wanted = whole.hexdigest()
+
+    def take_over(self) -> bool:
+        """Reload what runs on something else than was configured last; says whether there was need.
+
+        What nginx runs on is kept in a file, so that a process that dies between writing a configuration and
+        reloading it leaves the work to the next, not undone.
+
+        Raises:
+            GatewayFailed: it goes on as it was.
+        """
+        if self.pid is None or self._loaded() == self._wanted:
+            return False
+        self.reload()
+        return True
 
     def start(self, wait_seconds: float = 10.0) -> None:
         """Start, or, where one was left running by a parent that died, take it over with what is configured.
@@ -79,6 +102,7 @@ class Nginx:
             if self._child.poll() is not None or time.monotonic() > deadline:
                 raise self._did_not_start()
             time.sleep(_PAUSE_SECONDS)
+        self._note_loaded()
 
     def reload(self, wait_seconds: float = 10.0) -> None:
         """Take over what is configured; returns once no process of the old configuration takes connections.
@@ -101,6 +125,7 @@ class Nginx:
                     "and reload it."
                 )
             time.sleep(_PAUSE_SECONDS)
+        self._note_loaded()
 
     def stop(self, wait_seconds: float = 5.0) -> None:
         """Let requests end for `wait_seconds`, then end them; nothing happens where none runs."""
@@ -125,6 +150,15 @@ class Nginx:
             path.replace(path.with_name(path.name + ".1"))
         if large and (pid := self.pid) is not None:
             os.kill(pid, signal.SIGUSR1)
+
+    def _loaded(self) -> str:
+        try:
+            return read_bounded(self.folder / _LOADED, 100, refusal=GatewayFailed).decode()
+        except (GatewayFailed, ValueError):
+            return ""  # none, or not to be trusted: reload
+
+    def _note_loaded(self) -> None:
+        write_atomically(self.folder / _LOADED, self._wanted.encode(), 0o600)
 
     def _check(self, configuration: Path) -> None:
         done = subprocess.run(

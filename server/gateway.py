@@ -43,21 +43,21 @@ class CoordinatorGateway:
         Raises:
             GatewayFailed: nginx is missing, or does not accept or start with the configuration.
         """
-        self._configure(now)
-        self.nginx.start()
+        with self._coordinator.lock:
+            self._configure(now)
+            self.nginx.start()
 
     def refresh(self, now: datetime) -> bool:
         """Take over what changed: sites, keys that ended, certificates that are due. To be called each hour.
 
-        Returns whether there was anything; a gateway that does not run is left as it is.
+        Returns whether it was reloaded; a gateway that does not run is left as it is.
 
         Raises:
             GatewayFailed: nginx does not accept it; the old configuration goes on.
         """
-        is_changed = self._configure(now)
-        if is_changed and self.nginx.pid is not None:
-            self.nginx.reload()
-        return is_changed
+        with self._coordinator.lock:
+            self._configure(now)
+            return self.nginx.take_over()
 
     def refresh_if_running(self, now: datetime) -> bool:
         """`refresh` where a gateway runs; says whether one does.
@@ -74,18 +74,17 @@ class CoordinatorGateway:
         """Stop, once requests have ended."""
         self.nginx.stop()
 
-    def _configure(self, now: datetime) -> bool:
-        with self._coordinator.lock:
-            make_folder(self.nginx.folder, 0o700)
-            before = self._written()
-            self._keep_certificate(now)
-            issuers = self._coordinator.issuers(now)
-            sites = Sites(self._coordinator.folder)
-            authorities = b"".join(pem(one.certificate) for one in issuers)
-            write_atomically(self.nginx.folder / "authorities.pem", authorities)
-            write_atomically(self.nginx.folder / "revoked.pem", _revoked(issuers, sites, now))
-            self.nginx.configure(configuration(self._coordinator, sites.active(), now))
-            return self._written() != before
+    def _configure(self, now: datetime) -> None:
+        """Write all that nginx reads. Whoever calls holds the lock."""
+        folder = self.nginx.folder
+        make_folder(folder, 0o700)
+        self._keep_certificate(now)
+        issuers, sites = self._coordinator.issuers(now), Sites(self._coordinator.folder)
+        write_atomically(folder / "authorities.pem", b"".join(pem(one.certificate) for one in issuers))
+        write_atomically(folder / "revoked.pem", _revoked(issuers, sites, now))
+        # A list of revoked numbers is signed anew each time: the numbers stand in the text, too.
+        text = configuration(self._coordinator, sites.active(), now)
+        self.nginx.configure(text, folder / "server.pem", folder / "authorities.pem")
 
     def _keep_certificate(self, now: datetime) -> None:
         """A certificate for the gateway, made anew where it is due or its issuer was rotated out."""
@@ -98,12 +97,6 @@ class CoordinatorGateway:
         if found is None or is_due(found, now) or not issued_by(found, issuer.certificate):
             host = self._coordinator.address.host
             server_identity(issuer, [host], now, _CERTIFICATE_LIFETIME).save(key, certificate)
-
-    def _written(self) -> list[bytes]:
-        """All that the gateway's behaviour depends on; a list of revoked numbers is signed anew each time."""
-        names = ("nginx.conf", "server.pem", "authorities.pem")
-        paths = [self.nginx.folder / name for name in names]
-        return [path.read_bytes() if path.exists() else b"" for path in paths]
 
 
 def configuration(coordinator: Coordinator, sites: list[Site], now: datetime) -> str:

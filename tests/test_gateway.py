@@ -32,7 +32,7 @@ from fedward.common.errors import GatewayFailed
 from fedward.common.fleet import FLEET_CALLS
 from fedward.common.instants import utc_now
 from fedward.common.key_files import Identity, pem, request_of
-from fedward.common.nginx import program
+from fedward.common.nginx import Nginx, program
 from fedward.server.coordinator import Coordinator
 from fedward.server.enrolment import answer, review, revoke
 from fedward.server.gateway import CoordinatorGateway, node_header
@@ -313,6 +313,23 @@ def test_a_revoked_site_is_refused_and_the_others_notice_nothing(world: World, n
     assert len(statuses) > 5
     assert revoked.call("/releases/m.tar", "GET", b"") == 401
     _expect_logged(world, 401, PULL, verified="FAILED:certificate revoked")
+
+
+def test_a_revocation_takes_effect_though_the_command_died_before_the_reload(
+    world: World, newcomer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(_: object) -> None:
+        raise KeyboardInterrupt
+
+    revoke(world.coordinator, newcomer.place.site, utc_now(), "tests")
+    with monkeypatch.context() as patch:
+        patch.setattr(Nginx, "reload", dies)
+        with pytest.raises(KeyboardInterrupt):
+            CoordinatorGateway(Coordinator(world.coordinator.folder)).refresh(utc_now())
+    assert world.caller(newcomer).call(PULL) == 200
+    assert world.gateway.refresh(utc_now())
+    assert world.caller(newcomer).call(PULL) == 401
+    assert not world.gateway.refresh(utc_now())  # nothing is reloaded without need
 
 
 @pytest.mark.parametrize("kind", ["other's", "none", "unregistered", "other case", "cut", "other's first"])
