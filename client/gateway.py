@@ -16,6 +16,7 @@ from fedward.common.errors import EnrolmentRefused
 from fedward.common.files import make_folder, read_bounded, write_atomically
 from fedward.common.fleet import FLEET_MAP, FLEET_PATH, FORWARDED, RELEASES_PATH, endpoint
 from fedward.common.key_files import Identity, pem
+from fedward.common.locks import FileLock
 from fedward.common.nginx import Nginx, quoted, settings
 
 _PORT = "gateway.json"
@@ -52,8 +53,9 @@ class HospitalGateway:
             EnrolmentRefused: the hospital is in no federation, or its keys are damaged.
             GatewayFailed: nginx is missing, cannot find the coordinator's name, or does not start.
         """
-        self._configure(now)
-        self.nginx.start()
+        with self._locked():
+            self._configure(now)
+            self.nginx.start()
 
     def refresh(self, now: datetime) -> bool:
         """Take over a renewed place, or an authority that ended. To be called each hour and after `accept`.
@@ -63,12 +65,18 @@ class HospitalGateway:
         Raises:
             EnrolmentRefused, GatewayFailed: as `start`; the old configuration goes on.
         """
-        self._configure(now)
-        return self.nginx.take_over()
+        with self._locked():
+            self._configure(now)
+            return self.nginx.take_over()
 
     def stop(self) -> None:
         """Stop, once requests have ended."""
         self.nginx.stop()
+
+    def _locked(self) -> FileLock:
+        """`accept` and the daemon may refresh at the same moment."""
+        Membership.load(self._state)  # so that there is a folder for the lock
+        return FileLock(self._folder / "gateway.lock")
 
     def _configure(self, now: datetime) -> None:
         member = Membership.load(self._state)

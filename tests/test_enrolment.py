@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fedward.client import enrolment as hospital_side
 from fedward.client.membership import NODE_KEY, Membership, node_public_pem
 from fedward.common import roles
-from fedward.common.certificates import client_certificate, new_key, signing_request
+from fedward.common.certificates import client_certificate, new_authority, new_key, signing_request
 from fedward.common.enrolment import Answer, JoinRequest, read_request
 from fedward.common.errors import EnrolmentRefused, OutputRefused
 from fedward.common.federation import same_fingerprint, spoken
@@ -546,3 +546,31 @@ def test_what_a_request_tells_is_in_the_log_of_what_left_before_it_leaves(
 
 def _full_disk(*_: object) -> None:
     raise OutputRefused("The disk is full.")
+
+
+@pytest.mark.parametrize("kind", ["key", "subject", "authority", "expired", "name", "count", "site"])
+def test_an_answer_that_is_not_what_was_asked_for_is_refused(
+    coordinator: Coordinator, member: Any, kind: str
+) -> None:
+    """Though the coordinator itself signed it: a place that nginx would not start with is not taken."""
+    at, site = NOW + SECOND, member.place.site
+    request, file = hospital_side.renew(member.state, at)
+    key, issuer = request_of(request.tls), coordinator.site_issuer(NOW)
+    good = client_certificate(issuer, key, site, NOW, 365 * DAY)
+    wrong = {
+        "key": client_certificate(issuer, new_key().public_key(), site, NOW, 365 * DAY),
+        "subject": client_certificate(issuer, key, "site-2", NOW, 365 * DAY),
+        "authority": client_certificate(new_authority("other", NOW, 365 * DAY), key, site, NOW, 365 * DAY),
+        "expired": client_certificate(issuer, key, site, NOW - 2 * DAY, DAY),
+    }
+    told = Answer(
+        site if kind != "site" else "site-2",
+        "first" if kind != "name" else "other",
+        100 if kind != "count" else 110,
+        hashlib.sha256(file).hexdigest(),
+        wrong.get(kind, good),
+        coordinator.federation(NOW),
+    )
+    with pytest.raises(EnrolmentRefused, match="answer has another|certificate in the answer"):
+        hospital_side.accept(member.state, told.signed(coordinator.signer(NOW)), None, at)
+    assert Membership.load(member.state) == member.place
