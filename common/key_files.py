@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -11,6 +12,14 @@ from fedward.common.errors import EnrolmentRefused
 from fedward.common.files import read_bounded, write_atomically
 
 _LIMIT_BYTES = 1 << 16
+# What the library raises of what it cannot read; the last three are no ValueErrors.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ def load_key(path: Path) -> ec.EllipticCurvePrivateKey:
         raise EnrolmentRefused(f"{path} may be read or changed by others: run `chmod 600` on it.")
     try:
         key = serialization.load_pem_private_key(data, None)
-    except (ValueError, TypeError) as error:
+    except _UNREADABLE as error:
         raise EnrolmentRefused(f"{path} holds no private key: put back its backup.") from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
         raise EnrolmentRefused(f"{path} holds a key of another kind than EC P-384: put back its backup.")
@@ -85,7 +94,7 @@ def public_key_of(data: bytes) -> ec.EllipticCurvePublicKey:
     """
     try:
         key = serialization.load_pem_public_key(data)
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise EnrolmentRefused("A node's public key is not in PEM: make the request again.") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise EnrolmentRefused("A node's public key is not EC P-384: make the request again.")
@@ -101,9 +110,13 @@ def certificate_of(data: bytes) -> x509.Certificate:
         EnrolmentRefused: it is none.
     """
     try:
-        return x509.load_pem_x509_certificate(data)
-    except ValueError as error:
+        certificate = x509.load_pem_x509_certificate(data)
+        # Read now what would be read later: a part that is malformed shows only then.
+        _ = (certificate.public_key(), certificate.subject, certificate.issuer, certificate.extensions)
+        _ = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
+    except _UNREADABLE as error:
         raise EnrolmentRefused("This is no certificate in PEM: get the file again.") from error
+    return certificate
 
 
 def request_of(data: bytes) -> ec.EllipticCurvePublicKey:
@@ -115,7 +128,7 @@ def request_of(data: bytes) -> ec.EllipticCurvePublicKey:
     try:
         request = x509.load_pem_x509_csr(data)
         key, is_signed = request.public_key(), request.is_signature_valid
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise EnrolmentRefused("The certificate's request is malformed: make it again.") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise EnrolmentRefused("The certificate's request is not of an EC P-384 key: make it again.")

@@ -1,5 +1,8 @@
 """Certificates are for one use, end with their authority, and are read strictly."""
 
+import base64
+import contextlib
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -29,6 +32,7 @@ from fedward.common.key_files import (
     Identity,
     certificate_of,
     load_key,
+    pem,
     private_pem,
     public_key_of,
     public_pem,
@@ -118,6 +122,31 @@ def test_keys_are_read_as_they_were_written_and_nothing_else_is(tmp_path: Path) 
             public_key_of(data)
         with pytest.raises(EnrolmentRefused):
             request_of(data)
+
+
+KEY = new_key()
+PEMS = {
+    certificate_of: pem(client_certificate(AUTHORITY, KEY.public_key(), "site-1", NOW, YEAR)),
+    request_of: signing_request(KEY),
+    public_key_of: public_pem(KEY.public_key()),
+}
+
+
+@given(st.sampled_from(list(PEMS)), st.integers(0, 10_000), st.integers(1, 255))
+def test_what_a_stranger_sends_is_read_or_refused_whatever_byte_is_wrong(
+    read: Callable[[bytes], object], at: int, change: int
+) -> None:
+    kind, text, end = _lines(PEMS[read])
+    raw = bytearray(base64.b64decode(text))
+    raw[at % len(raw)] ^= change
+    spelled_out = base64.encodebytes(bytes(raw)).decode()
+    with contextlib.suppress(EnrolmentRefused):
+        read(f"{kind}\n{spelled_out}{end}\n".encode())
+
+
+def _lines(data: bytes) -> tuple[str, str, str]:
+    first, *middle, last = data.decode().strip().splitlines()
+    return first, "".join(middle), last
 
 
 @given(st.datetimes(timezones=st.just(NOW.tzinfo), min_value=NOW.replace(tzinfo=None, year=1000)))

@@ -571,6 +571,6 @@ def test_an_answer_that_is_not_what_was_asked_for_is_refused(
         wrong.get(kind, good),
         coordinator.federation(NOW),
     )
-    with pytest.raises(EnrolmentRefused, match="answer has another|certificate in the answer"):
+    with pytest.raises(EnrolmentRefused, match=r"answer has another|certificate in the answer"):
         hospital_side.accept(member.state, told.signed(coordinator.signer(NOW)), None, at)
     assert Membership.load(member.state) == member.place
