@@ -14,6 +14,7 @@ from fedward.client.budget_report import heading, plot, released, released_said,
 from fedward.client.egress_log import LOG, LOG_HEAD
 from fedward.client.egress_sums import summary as left_summary
 from fedward.client.egress_words import explanation
+from fedward.client.enrolment_commands import accept, join, renew
 from fedward.client.registry import Registry
 from fedward.common.bundle import read_bundle
 from fedward.common.chain import Head
@@ -40,6 +41,9 @@ study_commands.add_to(app)
 def hospital() -> None:
     """A hospital's own side of a study."""
 
+
+for command in (join, accept, renew):
+    app.command()(command)
 
 State = Annotated[Path | None, typer.Option(help="The hospital's state folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -25,6 +25,7 @@ from fedward.client.egress_fields import (
     CONSENTED,
     DP,
     FIELDS,
+    JOIN,
     MEASURE,
     PAID_BY,
     REFUSAL,
@@ -115,6 +116,16 @@ class Gate:
         self._left(kind, request, classed, _about(header), charges)
         return Message(content, reply_to=request)
 
+    def hand_out(self, document: dict[str, Any]) -> None:
+        """Log a request to join or renew, whose fields are `document`, before a person carries it out.
+
+        Raises:
+            EgressRefused: a field has no class: it must not be written.
+            LedgerRefused, OutputRefused: it could not be logged, and must not be written either.
+        """
+        fields = [_classed(JOIN, field, set(), "") for field in _header_fields("request", document)]
+        self._log.write("left", _body(JOIN, "by hand", fields, {}, ()))
+
     def refuse(self, refusal: Refusal, request: Message, private: tuple[str, ...] = ()) -> Message:
         """The reply that carries a refusal by name, its sentence only if that may leave; it never raises.
 
@@ -144,15 +155,7 @@ class Gate:
         about: dict[str, Any],
         charges: tuple[Charge, ...],
     ) -> None:
-        body = {
-            "message": kind,
-            "asked": _asked(request),
-            "about": about,
-            "bytes": sum(field["bytes"] for field in fields),
-            "fields": fields,
-            "charges": [_charge_json(charge) for charge in charges],
-        }
-        self._log.write("left", body)
+        self._log.write("left", _body(kind, _asked(request), fields, about, charges))
 
 
 @functools.lru_cache(maxsize=64)
@@ -249,6 +252,19 @@ def _about(header: dict[str, Any]) -> dict[str, Any]:
 
 def _asked(request: Message) -> str:
     return str(request.metadata.message_type)
+
+
+def _body(
+    kind: str, asked: str, fields: list[dict[str, Any]], about: dict[str, Any], charges: tuple[Charge, ...]
+) -> dict[str, Any]:
+    return {
+        "message": kind,
+        "asked": asked,
+        "about": about,
+        "bytes": sum(field["bytes"] for field in fields),
+        "fields": fields,
+        "charges": [_charge_json(charge) for charge in charges],
+    }
 
 
 def _charge_json(charge: Charge) -> dict[str, Any]:

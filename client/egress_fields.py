@@ -9,7 +9,7 @@ from fedward.client.spending import DP_SGD
 from fedward.common.measurement import FISHER, METRIC
 
 PUBLIC, DP, CONSENTED = "public", "dp", "consented"
-ENROL, TRAIN, MEASURE, REFUSAL = "enrol", "train", "measure", "refusal"
+ENROL, TRAIN, MEASURE, REFUSAL, JOIN = "enrol", "train", "measure", "refusal", "join"
 
 _NAME = "the name that the hospital chose for the study"
 _SEAL = "a seal on the budget's ledger, which only this hospital can read: to others it is random digits"
@@ -41,6 +41,14 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
         "how much each part of the finished model matters on the hospital's images, with noise that hides "
         "any one image",
     ),
+    (JOIN, "request.schema"): (PUBLIC, "the format of a request to join a federation"),
+    (JOIN, "request.site"): (PUBLIC, "the name that the coordinator gave this site, once it had joined"),
+    (JOIN, "request.name"): (CONSENTED, _NAME),
+    (JOIN, "request.num_examples"): (CONSENTED, _COUNT),
+    (JOIN, "request.made"): (CONSENTED, "when somebody asked to join or to renew"),
+    (JOIN, "request.tls"): (PUBLIC, "a public key, for which a certificate is asked"),
+    (JOIN, "request.node"): (PUBLIC, "a public key, of Flower's process here"),
+    (JOIN, "request.signing"): (PUBLIC, "public keys, by which this site's signatures are known"),
     (REFUSAL, "error.code"): (PUBLIC, "that the hospital refused"),
     (REFUSAL, "error.reason"): (
         PUBLIC,

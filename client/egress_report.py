@@ -2,12 +2,13 @@
 
 from rich.table import Table
 
-from fedward.client.egress_fields import ENROL, MEASURE, REFUSAL, TRAIN
+from fedward.client.egress_fields import ENROL, JOIN, MEASURE, REFUSAL, TRAIN
 from fedward.client.egress_sums import Row
 from fedward.client.egress_words import missing_said, text, told
 
 _WHAT = {
     ENROL: "enrolment",
+    JOIN: "request to join or renew, carried by hand",
     TRAIN: "reply to a round",
     MEASURE: "measurement behind round",
     REFUSAL: "refusal",

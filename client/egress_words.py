@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from fedward.client.egress_fields import ENROL, TRAIN
+from fedward.client.egress_fields import ENROL, JOIN, TRAIN
 from fedward.client.egress_sums import Row
 from fedward.common.printing import printable
 
@@ -59,7 +59,7 @@ def _no_result(totals: Row) -> str:
 
 
 def _enrolment(totals: Row) -> list[str]:
-    count = totals["by_message"].get(ENROL, {}).get("messages", 0)
+    count = sum(totals["by_message"].get(kind, {}).get("messages", 0) for kind in (ENROL, JOIN))
     if not count:
         return []
     return [

@@ -33,6 +33,9 @@ _PARTS = {
         "simulation",
         "Run a whole federation on this machine, up to a signed release and its report.",
     ),
+    "coordinator": _Part(
+        "fedward.server.commands:app", "coordinator", "Who is in the federation, and its keys."
+    ),
     "hospital": _Part("fedward.client.commands:app", "hospital", "A hospital's own side of a study."),
     "edge": _Part("fedward.client.edge.commands:app", "edge", "Run a signed release beside the scanner."),
     "bundle": _Part(

@@ -10,6 +10,8 @@ from typing import Any, Self
 
 from fedward.common.codec import CODECS
 from fedward.common.datasets import MAX_CLASSES, TASKS
+from fedward.common.declared import MAXIMUM_DECLARED as MAXIMUM_DECLARED
+from fedward.common.declared import declared_count as declared_count
 from fedward.common.errors import SettingRefused
 from fedward.common.models import STUDENTS, StudentSpec, check_shape
 from fedward.common.setting_checks import Settings, check_text, in_range, one_of
@@ -17,17 +19,6 @@ from fedward.common.setting_checks import Settings, check_text, in_range, one_of
 PRIVACY_UNITS = ("image",)
 AUGMENTATIONS = ("none", "shift", "affine")
 SCHEDULES = ("constant", "cosine")
-MAXIMUM_DECLARED = 1_000_000
-_BUCKET = 10
-
-
-def declared_count(count: int) -> int:
-    """A hospital's public count for enrolment: rounded up to the next multiple of 10, capped at a million.
-
-    It is declared once, frozen for the study, and used as weight and denominator in place of the exact
-    count, which is private.
-    """
-    return min(MAXIMUM_DECLARED, max(_BUCKET, math.ceil(count / _BUCKET) * _BUCKET))
 
 
 @dataclass(frozen=True)

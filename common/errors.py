@@ -113,3 +113,15 @@ class EngineFailed(Refusal):
 
 class EgressRefused(Refusal):
     """A message holds a field that has no class, or private data without a charge; nothing was sent."""
+
+
+class EnrolmentRefused(Refusal):
+    """A request to join, an answer to one, or a federation's own records are not what they must be."""
+
+
+class RoleRefused(Refusal):
+    """This person does not have the role that a command asks for."""
+
+
+class GatewayFailed(Refusal):
+    """nginx is missing, does not accept its configuration, or does not start or stop."""

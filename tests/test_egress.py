@@ -27,6 +27,7 @@ from fedward.client.app import STUDY_FOLDER, app
 from fedward.client.egress import SILENT, SPEAKING, UNLOGGED, Gate, open_gate
 from fedward.client.egress_fields import CONSENTED, DP, FIELDS, PAID_BY, PUBLIC, SEEDED, WAIVED
 from fedward.client.egress_log import LOG
+from fedward.client.enrolment import join
 from fedward.client.hospital import Hospital, create_hospital, open_hospital
 from fedward.client.replies import ReplyStore
 from fedward.client.spending import Charge
@@ -36,6 +37,7 @@ from fedward.common.config import LocalSettings, Study
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import BudgetRefused, EgressRefused, LedgerRefused, Refusal, RequestRefused
 from fedward.common.files import canonical_json
+from fedward.common.instants import utc_now
 from fedward.common.ledger import Ledger, verify
 from fedward.common.measure_messages import MEASURE, MeasureReply, MeasureRequest
 from fedward.common.measurement import measurements
@@ -149,14 +151,23 @@ def test_every_field_of_every_message_has_a_class_and_every_class_a_field(
         send(RecordDict()),
     ]
     assert [reply.has_error() for reply in replies] == [False, False, False, True]
+    joined, _ = join(site / "joins", "h", 10, utc_now())
+    open_gate(site).hand_out(joined.statement()["predicate"])
     entries = _log(site)
-    assert [entry["message"] for entry in entries] == ["enrol", "train", "measure", "refusal"]
+    assert [entry["message"] for entry in entries] == ["enrol", "train", "measure", "refusal", "join"]
     assert set.union(*map(_names, entries)) == set(FIELDS)
-    for entry, reply in zip(entries, replies, strict=True):
+    assert entries[-1]["bytes"] == len(canonical_json(joined.statement()["predicate"]))
+    for entry, reply in zip(entries[:-1], replies, strict=True):
         assert entry["bytes"] == message_bytes(reply) == sum(field["bytes"] for field in entry["fields"])
     for kind, why in FIELDS.values():
         assert kind in (PUBLIC, DP, CONSENTED)
         assert why
+
+
+def test_a_request_with_a_field_that_has_no_class_is_not_handed_out(site: Path) -> None:
+    request, _ = join(site / "joins", "h", 10, utc_now())
+    with pytest.raises(EgressRefused, match=r"request\.beds"):
+        open_gate(site).hand_out({**request.statement()["predicate"], "beds": 300})
 
 
 def test_each_part_of_a_reply_is_a_field_that_the_table_names(question: Callable[..., RecordDict]) -> None:
