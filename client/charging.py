@@ -16,6 +16,7 @@ from fedward.client.round_keys import RoundKeys
 from fedward.client.spending import DP_SGD, Charge, Spending, steps_of
 from fedward.common.config import LocalSettings
 from fedward.common.errors import BudgetRefused, RequestRefused
+from fedward.common.files import canonical_json
 from fedward.common.measure_messages import MeasureRequest
 from fedward.common.measurement import measurements
 from fedward.common.mechanisms import Mechanism
@@ -48,6 +49,11 @@ class Work:
         settings = request.settings
         asked = measurements(settings) if isinstance(request, MeasureRequest) else _steps(settings)
         return cls(request.study, request.server_round, settings, request.content_digest, asked)
+
+    @property
+    def settings_digest(self) -> str:
+        """SHA-256, in hex, of the public constants: noted with each charge, for the measurement."""
+        return hashlib.sha256(canonical_json(self.settings.to_dict())).hexdigest()
 
     @property
     def key_name(self) -> str:
@@ -169,7 +175,12 @@ class Account:
         self._plan(work, self.budget)
         for kind, mechanism in sorted(work.mechanisms.items()):
             noted = self._log_head(self.budget.find(work.study, work.server_round, kind))
-            extra = {"key": generator.key_digest, "snapshot": self._snapshot, **noted}
+            extra = {
+                "key": generator.key_digest,
+                "snapshot": self._snapshot,
+                "settings": work.settings_digest,
+                **noted,
+            }
             charge = self.budget.charge(
                 work.study, work.server_round, work.digest, mechanism, kind=kind, extra=extra
             )
@@ -191,8 +202,10 @@ class Account:
         steps = _steps(settings, settings.rounds)
         plan = [*steps.values(), *measurements(settings).values()]
         with self._registry:
-            if budget.charges(work.study, work.server_round):
+            known = budget.charges(work.study, work.server_round)
+            if {charge.kind for charge in known} >= set(work.mechanisms):
                 return  # charged before a crash; to run it again spends nothing
+            _refuse_unless_trained(work, budget.state)
             frozen = budget.state.plans.get(work.study)
             if frozen is None and _is_over(budget.state, work.study):
                 raise RequestRefused(
@@ -202,6 +215,20 @@ class Account:
             if frozen is not None and frozen != steps_of(plan):
                 raise RequestRefused(_other_plan(work.study, steps[DP_SGD]))
             budget.reserve(work.study, plan)
+
+
+def _refuse_unless_trained(work: Work, spending: Spending) -> None:
+    """A measurement asks what its study's rounds, with the very same settings, had announced."""
+    trained = {
+        charge.extra.get("settings")
+        for (study, _, kind), charge in spending.charges.items()
+        if study == work.study and kind == DP_SGD
+    }
+    if DP_SGD not in work.mechanisms and work.settings_digest not in trained:
+        raise RequestRefused(
+            f"Study {work.study!r} has trained here in no round with these settings: its measurement comes "
+            "behind its rounds, with their settings. Ask for a round first, or as before."
+        )
 
 
 def _is_over(spending: Spending, study: str) -> bool:

@@ -160,7 +160,7 @@ class Policy:
         if least is not None and (lowest := min([settings.noise_multiplier, *measured])) < least:
             raise _forbidden("min_noise_multiplier", f"is {least:g}; the study asks for {lowest:g}")
         limits = {
-            "max_noise_multiplier": (settings.noise_multiplier, most),
+            "max_noise_multiplier": (max([settings.noise_multiplier, *measured]), most),
             "max_delta": (settings.target_delta, self.max_delta),
             "max_rounds": (settings.rounds, self.max_rounds),
             "max_local_steps": (settings.local_steps, self.max_local_steps),

@@ -72,6 +72,17 @@ def _charged(hospital: Hospital) -> list[tuple[int, str]]:
     return [(body["round"], body["kind"]) for body in _entries(hospital, "charge")]
 
 
+def _paid(hospital: Hospital) -> list[tuple[int, str]]:
+    """The measurement's own charges."""
+    return [charge for charge in _charged(hospital) if charge[1] != "dp-sgd"]
+
+
+def _trained(folder: Path, request: MeasureRequest) -> Path:
+    """The folder of a hospital that answered the study's first round."""
+    Hospital(folder).answer(_round(request, 1))
+    return folder
+
+
 def _never_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hospital_module, "measure", lambda *args: pytest.fail("a record was read"))
 
@@ -118,20 +129,22 @@ def test_a_study_that_measures_nothing_gives_up_its_plan_after_the_last_round(
 def test_one_part_alone_is_charged_alone(
     off: str, folder: Path, asked: Callable[..., MeasureRequest]
 ) -> None:
-    hospital, request = Hospital(folder), asked(**{off: 0.0})
+    request = asked(**{off: 0.0})
+    hospital = Hospital(_trained(folder, request))
     reply = hospital.measure(request)
     assert {kind: len(values) for kind, values in reply.measured.items()} == measured_sizes(request.settings)
-    assert [kind for _, kind in _charged(hospital)] == list(reply.measured)
+    assert [kind for _, kind in _paid(hospital)] == list(reply.measured)
 
 
 def test_asked_again_it_sends_the_same_bytes_and_is_charged_once(
     folder: Path, asked: Callable[..., MeasureRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    _trained(folder, asked())
     first = Hospital(folder).measure(asked()).to_bytes()
     _never_measures(monkeypatch)
     for _ in range(2):
         assert Hospital(folder).measure(asked()).to_bytes() == first
-    assert _charged(Hospital(folder)) == [(3, "fisher"), (3, "metric")]
+    assert _paid(Hospital(folder)) == [(3, "fisher"), (3, "metric")]
     assert list((folder / "keys").iterdir()) == []
 
 
@@ -140,6 +153,7 @@ def test_after_a_crash_between_its_charges_or_before_its_reply_it_is_the_same(
     after: int, folder: Path, asked: Callable[..., MeasureRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process dies once `after` charges are synced; with both, once the reply is computed."""
+    _trained(folder, asked())
     computed, charge, made = [], Budget.charge, 0
 
     def dying(self: Budget, *given: Any, **more: Any) -> Any:
@@ -161,7 +175,7 @@ def test_after_a_crash_between_its_charges_or_before_its_reply_it_is_the_same(
             hospital.measure(asked())
     key = [path.read_bytes() for path in (folder / "keys").iterdir()]
     reply = Hospital(folder).measure(asked())
-    assert _charged(Hospital(folder)) == [(3, "fisher"), (3, "metric")]
+    assert _paid(Hospital(folder)) == [(3, "fisher"), (3, "metric")]
     assert len(key) == 1
     assert [reply.to_bytes()] == computed or after < 2
 
@@ -170,6 +184,7 @@ def test_each_charge_that_is_run_again_after_a_crash_keeps_the_end_of_the_log_it
     folder: Path, asked: Callable[..., MeasureRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What left between a crash and the next run must not make any of them another charge."""
+    _trained(folder, asked())
     gate, charge, made = Gate(folder / LOG), Budget.charge, []
 
     def once(self: Budget, *given: Any, **more: Any) -> Any:
@@ -189,13 +204,16 @@ def test_each_charge_that_is_run_again_after_a_crash_keeps_the_end_of_the_log_it
                 Hospital(folder).measure(asked())
         leave(f"After a crash in {name}.")
     Hospital(folder).measure(asked())
-    ends = {body["kind"]: body["extra"][LOG_HEAD]["entry"] for body in _entries(Hospital(folder), "charge")}
+    ends = {
+        body["kind"]: body["extra"][LOG_HEAD]["entry"] for body in _entries(Hospital(folder), "charge")[1:]
+    }
     assert ends == {"fisher": 1, "metric": 2}
 
 
 def test_a_refusal_between_its_charges_leaves_the_key_that_the_first_was_made_for(
     folder: Path, asked: Callable[..., MeasureRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    _trained(folder, asked())
     charge = Budget.charge
 
     def refusing(self: Budget, *given: Any, **more: Any) -> Any:
@@ -207,14 +225,15 @@ def test_a_refusal_between_its_charges_leaves_the_key_that_the_first_was_made_fo
         patched.setattr(Budget, "charge", refusing)
         with pytest.raises(BudgetRefused):
             Hospital(folder).measure(asked())
-    assert _charged(Hospital(folder)) == [(3, "fisher")]
+    assert _paid(Hospital(folder)) == [(3, "fisher")]
     Hospital(folder).measure(asked())
-    assert _charged(Hospital(folder)) == [(3, "fisher"), (3, "metric")]
+    assert _paid(Hospital(folder)) == [(3, "fisher"), (3, "metric")]
 
 
 def test_a_charge_whose_key_is_gone_is_not_measured_again(
     folder: Path, asked: Callable[..., MeasureRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    _trained(folder, asked())
     with monkeypatch.context() as patched:
         patched.setattr(hospital_module, "measure", lambda *args: (_ for _ in ()).throw(Crash()))
         with pytest.raises(Crash):
@@ -229,21 +248,11 @@ def test_a_charge_whose_key_is_gone_is_not_measured_again(
 def test_other_content_is_refused_and_logged(
     folder: Path, asked: Callable[..., MeasureRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    _trained(folder, asked())
     Hospital(folder).measure(asked())
     _never_measures(monkeypatch)
     _refused(folder, asked(fill=0.2), RequestRefused, "other content")
     assert len(_entries(Hospital(folder), "refused")) == 1
-
-
-def test_it_is_refused_before_any_record_is_read_where_the_budget_does_not_hold_it(
-    tmp_path: Path,
-    phantom: ImageDataset,
-    asked: Callable[..., MeasureRequest],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    create_hospital(tmp_path / "small", "h", phantom.train, 0.5, DELTA, None)
-    _never_measures(monkeypatch)
-    _refused(tmp_path / "small", asked(), BudgetRefused, "would bring epsilon")
 
 
 def test_a_study_whose_measurement_does_not_fit_is_refused_in_round_one(
@@ -262,10 +271,51 @@ def test_a_measurement_that_the_first_round_did_not_plan_is_refused(
 ) -> None:
     Hospital(folder).answer(_round(asked(fisher_noise_multiplier=0.0), 1))
     _never_measures(monkeypatch)
-    _refused(folder, asked(), RequestRefused, "frozen")
-    _refused(
-        folder, asked(metric_noise_multiplier=0.1, fisher_noise_multiplier=0.0), RequestRefused, "frozen"
-    )
+    for other in (asked(), asked(metric_noise_multiplier=0.1, fisher_noise_multiplier=0.0)):
+        _refused(folder, other, RequestRefused, "in no round with these settings")
+
+
+def test_a_measurement_of_a_study_that_never_trained_here_is_refused(
+    folder: Path, asked: Callable[..., MeasureRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a study could spend what nobody approved or planned, before its rounds or without any."""
+    _never_measures(monkeypatch)
+    _refused(folder, asked(), RequestRefused, "in no round with these settings")
+
+
+def test_steps_of_one_noise_and_rate_do_not_pay_for_a_part_that_was_not_planned(
+    folder: Path, asked: Callable[..., MeasureRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alike = {"noise_multiplier": 6.0, "sample_rate": 1.0}
+    planned = asked(**alike, fisher_noise_multiplier=0.0)
+    _trained(folder, planned)
+    _never_measures(monkeypatch)
+    _refused(folder, asked(**alike, fisher_noise_multiplier=6.0), RequestRefused, "with these settings")
+
+
+def test_a_study_given_up_between_a_measurements_charges_is_charged_no_more(
+    folder: Path, asked: Callable[..., MeasureRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _trained(folder, asked())
+    charge, made = Budget.charge, []
+
+    def once(self: Budget, *given: Any, **more: Any) -> Any:
+        if made:
+            raise Crash
+        made.append(charge(self, *given, **more))
+        return made[0]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Budget, "charge", once)
+        with pytest.raises(Crash):
+            Hospital(folder).measure(asked())
+    hospital = Hospital(folder)
+    assert hospital.budget is not None
+    hospital.budget.release("study")
+    _never_measures(monkeypatch)
+    with pytest.raises(RequestRefused, match="given up"):
+        Hospital(folder).measure(asked())
+    assert _paid(Hospital(folder)) == [(3, "fisher")]
 
 
 def test_nothing_is_trained_behind_the_measurement(
@@ -313,7 +363,7 @@ def test_a_question_and_an_answer_are_what_they_were_after_the_way(
     request = asked()
     again = MeasureRequest.from_records(request.to_records())
     assert again.content_digest == request.content_digest
-    reply = Hospital(folder).measure(again)
+    reply = Hospital(_trained(folder, request)).measure(again)
     for other in (
         MeasureReply.from_records(reply.to_records(), request.settings),
         MeasureReply.from_bytes(reply.to_bytes()),
@@ -348,7 +398,7 @@ def test_a_question_with_more_in_it_is_refused(asked: Callable[..., MeasureReque
 def test_an_answer_without_a_part_that_was_asked_for_is_refused(
     drop: Sequence[str], folder: Path, asked: Callable[..., MeasureRequest]
 ) -> None:
-    reply = Hospital(folder).measure(asked())
+    reply = Hospital(_trained(folder, asked())).measure(asked())
     kept = {kind: values for kind, values in reply.measured.items() if kind not in drop}
     other = MeasureReply("study", 3, "h", 20, kept, "")
     with pytest.raises(PayloadRefused):
