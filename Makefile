@@ -1,4 +1,5 @@
-# `make demo` and `make test` do all of their own set-up. Nothing is installed outside of .venv.
+# `make demo` and `make test` do all of their own set-up. Nothing is installed outside of .venv, but for
+# nginx (the coordinator's and the hospitals' gateways), which comes from the system's packages.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,9 +9,22 @@ export FLWR_TELEMETRY_ENABLED = 0
 export FLWR_DISABLE_UPDATE_CHECK = 1
 export OMP_NUM_THREADS = 1
 
-.PHONY: install demo test test-slow lint clean
+.PHONY: install nginx demo test test-slow lint clean
 
-install: $(STAMP)
+install: $(STAMP) nginx
+
+# Root gets it by apt; whoever is not root is told the one command. `make demo` does without, tests do not.
+# RUNLEVEL=1 keeps the package from starting its own server on port 80 where there is no systemd.
+nginx:
+	@if PATH="$$PATH:/usr/sbin:/usr/local/sbin" command -v nginx >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "Fedward: installing nginx, the gateways' server, by apt ..."; \
+	  export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+	  apt-get -qq update && apt-get -qq install --yes --no-install-recommends nginx >/dev/null; \
+	else \
+	  echo "Fedward: the gateways need nginx, and so do their tests. Install it once:"; \
+	  echo "  sudo apt-get install --yes --no-install-recommends nginx"; \
+	fi
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Fedward: making $(VENV) with everything in it (about 2 GB; two to four minutes the first time) ..."
@@ -20,19 +34,19 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 	@echo "Fedward: installed. Try: $(BIN)/fedward --help"
 
-demo: install
+demo: $(STAMP)
 	@rm -rf runs/demo
 	$(BIN)/fedward simulate --dataset auto --hospitals 8 --epsilon 3 --student ternary-cnn --compare --out runs/demo
 	@$(BIN)/python -m fedward.simulations.sample_image runs/demo runs/demo/sample.png
 	$(BIN)/fedward edge predict runs/demo/release runs/demo/sample.png
 	@echo "Look at runs/demo/report.html"
 
-lint: install
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: install lint
 	$(BIN)/pytest -n 2
 
 # Real processes, killed: twenty minutes.

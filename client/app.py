@@ -11,18 +11,20 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedward.client.egress import ENROL, TRAIN, open_gate, unlogged
+from fedward.client.egress import open_gate, unlogged
+from fedward.client.egress_fields import ENROL, MEASURE, TRAIN
 from fedward.client.hospital import Hospital, open_hospital
 from fedward.client.spending import Charge
 from fedward.common.errors import Refusal, RequestRefused
 from fedward.common.files import canonical_json
+from fedward.common.measure_messages import MeasureRequest
 from fedward.common.messages import CONFIG, TrainRequest
 from fedward.common.thin_app import STUDY_FOLDER
 
 STATE_FOLDER = "state-folder"
 _log = logging.getLogger(__name__)
 
-Answer = Callable[[Hospital], tuple[RecordDict, Charge | None]]
+Answer = Callable[[Hospital], tuple[RecordDict, tuple[Charge, ...]]]
 
 app = ClientApp()
 
@@ -44,8 +46,8 @@ def _answer(kind: str, message: Message, context: Context, answer: Answer) -> Me
         return unlogged(message)
     try:
         hospital = open_hospital(folder)
-        content, charge = answer(hospital)
-        return gate.release(kind, content, message, charge, hospital.remark)
+        content, charges = answer(hospital)
+        return gate.release(kind, content, message, charges, hospital.remark)
     except Refusal as refusal:
         return gate.refuse(refusal, message, (str(folder), str(context.run_config.get(STUDY_FOLDER, folder))))
     except Exception:
@@ -60,9 +62,9 @@ def _answer(kind: str, message: Message, context: Context, answer: Answer) -> Me
 def enrol(message: Message, context: Context) -> Message:
     """Reply with the hospital's public name and declared count."""
 
-    def answer(hospital: Hospital) -> tuple[RecordDict, None]:
+    def answer(hospital: Hospital) -> tuple[RecordDict, tuple[Charge, ...]]:
         profile = ConfigRecord({"profile": canonical_json(hospital.enrolment)})
-        return RecordDict({CONFIG: profile}), None
+        return RecordDict({CONFIG: profile}), ()
 
     return _answer(ENROL, message, context, answer)
 
@@ -71,8 +73,19 @@ def enrol(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Answer one round."""
 
-    def answer(hospital: Hospital) -> tuple[RecordDict, Charge | None]:
+    def answer(hospital: Hospital) -> tuple[RecordDict, tuple[Charge, ...]]:
         reply = hospital.answer(TrainRequest.from_records(message.content))
-        return reply.to_records(), hospital.charge_of(reply)
+        return reply.to_records(), hospital.charges_of(reply)
 
     return _answer(TRAIN, message, context, answer)
+
+
+@app.query("measure")
+def measure(message: Message, context: Context) -> Message:
+    """Answer the measurement behind the last round."""
+
+    def answer(hospital: Hospital) -> tuple[RecordDict, tuple[Charge, ...]]:
+        reply = hospital.measure(MeasureRequest.from_records(message.content))
+        return reply.to_records(), hospital.charges_of(reply)
+
+    return _answer(MEASURE, message, context, answer)

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn, Protocol
 
 from fedward.client.spending import (
+    DP_SGD,
     Charge,
     Spending,
     Steps,
@@ -88,7 +89,7 @@ class Budget:
         server_round: int,
         content_digest: str,
         mechanism: Mechanism,
-        kind: str = "dp-sgd",
+        kind: str = DP_SGD,
         extra: Mapping[str, Any] | None = None,
     ) -> Charge:
         """Enter what a round is about to spend; the work may start once this returns.
@@ -123,10 +124,16 @@ class Budget:
             self.ledger.append("charge", body)
             return self.state.charges[study, server_round, kind]
 
-    def find(self, study: str, server_round: int, kind: str = "dp-sgd") -> Charge | None:
+    def find(self, study: str, server_round: int, kind: str = DP_SGD) -> Charge | None:
         """What was charged for a round, or None. A round that is run again takes its key and data from it."""
         with self._held():
             return self.state.charges.get((study, server_round, kind))
+
+    def charges(self, study: str, server_round: int) -> tuple[Charge, ...]:
+        """All that was charged for a round, by kind, in their order."""
+        with self._held():
+            found = [c for key, c in self.state.charges.items() if key[:2] == (study, server_round)]
+        return tuple(sorted(found, key=lambda charge: charge.head.seq))
 
     def reserve(self, study: str, mechanisms: Mechanism | Iterable[Mechanism]) -> None:
         """Plan a whole study once, by PRV; its rounds then draw from the plan, each in under a millisecond.

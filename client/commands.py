@@ -7,12 +7,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedward.client import egress_report
+from fedward.client import egress_report, study_commands
 from fedward.client.anchors import Anchors
 from fedward.client.budget import Budget
 from fedward.client.budget_report import heading, plot, released, released_said, summary, tables
 from fedward.client.egress_log import LOG, LOG_HEAD
 from fedward.client.egress_sums import summary as left_summary
+from fedward.client.egress_words import explanation
+from fedward.client.enrolment_commands import accept, join, renew
 from fedward.client.registry import Registry
 from fedward.client.running import doctor, status, up
 from fedward.common.bundle import read_bundle
@@ -33,14 +35,17 @@ app = typer.Typer(
 )
 
 
+study_commands.add_to(app)
+
+
 @app.callback()
 def hospital() -> None:
     """A hospital's own side of a study."""
 
 
-app.command()(up)
-app.command()(status)
-app.command()(doctor)
+for command in (join, accept, renew, up, status, doctor):
+    app.command()(command)
+
 State = Annotated[Path | None, typer.Option(help="The hospital's state folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -97,7 +102,7 @@ def egress(
     log = _log_of(folder, budgets)
     found = left_summary(log, budgets, last if as_json else last or _SHOWN)
     if explain:
-        found["explanation"] = egress_report.explanation(found)
+        found["explanation"] = explanation(found)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     elif explain:

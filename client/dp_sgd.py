@@ -46,6 +46,24 @@ def clip_below(max_grad_norm: float) -> float:
     return max_grad_norm / (1.0 + (_BLOCK + 4) * _FLOAT32)
 
 
+def clip_divisors(gradients: Sequence[Tensor], clip: float) -> Tensor:
+    """What each unit is divided by so that its norm is at most C': max(1, norm / C'), float64 (units,).
+
+    Args:
+        gradients: float32 (units, values) each, which make up the units together. Where one is not finite,
+            or its norm is not in float32, all of its unit is set to zero in place.
+        clip: C', of `clip_below`.
+    """
+    norms = torch.linalg.vector_norm(torch.stack([_norms(gradient) for gradient in gradients]), dim=0)
+    finite = norms.isfinite()
+    if not finite.all():
+        for gradient in gradients:
+            gradient[~finite] = 0.0
+        norms = norms.where(finite, 0.0)
+    divisors: Tensor = (norms / clip).clamp(min=1.0)
+    return divisors
+
+
 class KeyedDPOptimizer(DPOptimizer):  # type: ignore[misc]
     """Opacus' optimizer with noise from a `KeyedGenerator`, and exact sums of clipped units.
 
@@ -115,18 +133,9 @@ class KeyedDPOptimizer(DPOptimizer):  # type: ignore[misc]
             parameter.summed_grad += own.view_as(parameter)
 
     def _divisors(self, gradients: list[Tensor]) -> Tensor:
-        """What turns each unit into clipped grid steps: max(1, norm / C') * grid, float32 (units, 1).
-
-        A gradient that is not finite is set to zero.
-        """
-        norms = torch.linalg.vector_norm(torch.stack([_norms(gradient) for gradient in gradients]), dim=0)
-        finite = norms.isfinite()
-        if not finite.all():
-            for gradient in gradients:
-                gradient[~finite] = 0.0
-            norms = norms.where(finite, 0.0)
-        divisors: Tensor = (norms / self._clip).clamp(min=1.0) * self._grid
-        return divisors.to(torch.float32)[:, None]
+        """What turns each unit into clipped grid steps: max(1, norm / C') * grid, float32 (units, 1)."""
+        steps = clip_divisors(gradients, self._clip) * self._grid
+        return steps.to(torch.float32)[:, None]
 
     def add_noise(self) -> None:
         """Add integer noise to the sum on the grid, exactly."""

@@ -1,16 +1,11 @@
 """The one gate through which every byte to the coordinator passes, and the log of what passed.
 
-Each field that a hospital can send has its class declared in `FIELDS`, and nowhere else:
+Each field that a hospital can send has its class declared in `fedward.client.egress_fields`. A message with
+any other field is held back whole. A failure leaves as a refusal's name and, of the classes in `SPEAKING`,
+its sentence; the text of an exception never does. The log is a hash-chained ledger of its own, written and
+synced before the message leaves: where it cannot be written, one constant sentence leaves.
 
-- ``public``: known to the coordinator before, or telling nothing of any record to anybody;
-- ``dp``: the output of a mechanism that was charged, named with its charge;
-- ``consented``: leaves because the site agreed to it, for example by enrolling.
-
-A message with any other field is held back whole. A failure leaves as a refusal's name and, of the classes
-in `SPEAKING`, its sentence; the text of an exception never does. The log is a hash-chained ledger of its own,
-written and synced before the message leaves: where it cannot be written, one constant sentence leaves.
-
-    left   {message, asked, about, bytes, fields: [{name, class, bytes, sha256, why?}], charge}
+    left   {message, asked, about, bytes, fields: [{name, class, bytes, sha256, why?}], charges}
     held   {message, asked, why}                       a message that was not sent, and the reason
 
 What is asked again and again is counted, not written again: see `fedward.client.egress_log`.
@@ -26,6 +21,18 @@ from typing import Any
 
 from flwr.app import Message, RecordDict
 
+from fedward.client.egress_fields import (
+    CONSENTED,
+    DP,
+    FIELDS,
+    JOIN,
+    MEASURE,
+    PAID_BY,
+    REFUSAL,
+    SEEDED,
+    SEEDED_MEASUREMENT,
+    WAIVED,
+)
 from fedward.client.egress_log import HELD, LOG, EgressLog
 from fedward.client.spending import Charge, mechanism_json
 from fedward.common.errors import (
@@ -39,33 +46,7 @@ from fedward.common.errors import (
 from fedward.common.files import canonical_json, parse_canonical
 from fedward.common.messages import CONFIG, refusal_reply
 
-PUBLIC, DP, CONSENTED = "public", "dp", "consented"
-ENROL, TRAIN, REFUSAL = "enrol", "train", "refusal"
-
-_NAME = "the name that the hospital chose for the study"
-_COUNT = "the number of images that the hospital declared: rounded up to tens, and frozen"
-
-# (kind of message, field) -> (class, why it may leave, in words for a data protection officer)
-FIELDS: dict[tuple[str, str], tuple[str, str]] = {
-    (ENROL, "profile.name"): (CONSENTED, _NAME),
-    (ENROL, "profile.num_examples"): (CONSENTED, _COUNT),
-    (TRAIN, "reply.study"): (PUBLIC, "the study's name, as the coordinator asked"),
-    (TRAIN, "reply.round"): (PUBLIC, "the round's number, as the coordinator asked"),
-    (TRAIN, "reply.codec"): (PUBLIC, "the format of the update, as the coordinator asked"),
-    (TRAIN, "reply.hospital"): (CONSENTED, _NAME),
-    (TRAIN, "reply.num_examples"): (CONSENTED, _COUNT),
-    (TRAIN, "reply.anchor"): (
-        PUBLIC,
-        "a seal on the budget's ledger, which only this hospital can read: to others it is random digits",
-    ),
-    (TRAIN, "update.latents"): (DP, "the model's change, with noise that hides any one image"),
-    (REFUSAL, "error.code"): (PUBLIC, "that the hospital refused"),
-    (REFUSAL, "error.reason"): (PUBLIC, "the refusal's name and a sentence about the request or the budget"),
-}
-WAIVED = "without noise: a simulation without privacy, on public data"
-SEEDED = "the model's change, with noise from a seed: a simulation or a test, which protects nobody"
-
-# Refusals whose sentences are about the request and the budget only.
+# Refusals whose sentences are about the request, the budget and the site's policy only.
 SPEAKING = (BudgetRefused, PayloadRefused, RequestRefused, SettingRefused)
 SILENT = "The hospital cannot answer; see its own log."
 UNLOGGED = "The hospital's record of what leaves it cannot be written, so nothing leaves; see its own log."
@@ -106,32 +87,44 @@ class Gate:
         kind: str,
         content: RecordDict,
         request: Message,
-        charge: Charge | None,
+        charges: tuple[Charge, ...],
         remark: str = "",
     ) -> Message:
         """The reply to `request` with `content`, once it is logged.
 
         Args:
-            kind: enrol or train.
+            kind: enrol, train or measure.
             content: what is to leave.
             request: what is answered.
-            charge: what its ``dp`` fields cost.
+            charges: what its ``dp`` fields cost, one for each.
             remark: what the log says of ``dp`` fields: `SEEDED`, or `WAIVED`, with which alone they may leave
                 without a charge, and never as ``dp``.
 
         Raises:
-            EgressRefused: a field has no class, or a ``dp`` field no charge of its own round; nothing leaves.
+            EgressRefused: a field has no class, a ``dp`` field no charge of its own kind and round, or a
+                charge no field; nothing leaves.
             LedgerRefused, OutputRefused: it could not be logged; nothing leaves.
         """
         try:
             header, fields = _opened_up(content)
-            _refuse_foreign_charge(header, charge)
-            classed = [_classed(kind, field, charge, remark) for field in fields]
+            _refuse_foreign_charges(kind, header, fields, charges)
+            paid = {charge.kind for charge in charges}
+            classed = [_classed(kind, field, paid, remark) for field in fields]
         except EgressRefused as refusal:
             self._log.write(HELD, {"message": kind, "asked": _asked(request), "why": str(refusal)[:500]})
             raise
-        self._left(kind, request, classed, _about(header), charge)
+        self._left(kind, request, classed, _about(header), charges)
         return Message(content, reply_to=request)
+
+    def hand_out(self, document: dict[str, Any]) -> None:
+        """Log a request to join or renew, whose fields are `document`, before a person carries it out.
+
+        Raises:
+            EgressRefused: a field has no class: it must not be written.
+            LedgerRefused, OutputRefused: it could not be logged, and must not be written either.
+        """
+        fields = [_classed(JOIN, field, set(), "") for field in _header_fields("request", document)]
+        self._log.write("left", _body(JOIN, "by hand", fields, {}, ()))
 
     def refuse(self, refusal: Refusal, request: Message, private: tuple[str, ...] = ()) -> Message:
         """The reply that carries a refusal by name, its sentence only if that may leave; it never raises.
@@ -147,8 +140,8 @@ class Gate:
             Field("error.reason", len(reason), _sha256(reason)),
         )
         try:
-            classed = [_classed(REFUSAL, field, None, "") for field in fields]
-            self._left(REFUSAL, request, classed, {"refusal": shown.name}, None)
+            classed = [_classed(REFUSAL, field, set(), "") for field in fields]
+            self._left(REFUSAL, request, classed, {"refusal": shown.name}, ())
         except Exception:
             _logger.exception("what leaves cannot be logged")
             return unlogged(request)
@@ -160,17 +153,9 @@ class Gate:
         request: Message,
         fields: list[dict[str, Any]],
         about: dict[str, Any],
-        charge: Charge | None,
+        charges: tuple[Charge, ...],
     ) -> None:
-        body = {
-            "message": kind,
-            "asked": _asked(request),
-            "about": about,
-            "bytes": sum(field["bytes"] for field in fields),
-            "fields": fields,
-            "charge": None if charge is None else _charge_json(charge),
-        }
-        self._log.write("left", body)
+        self._log.write("left", _body(kind, _asked(request), fields, about, charges))
 
 
 @functools.lru_cache(maxsize=64)
@@ -223,27 +208,32 @@ def _header_fields(name: str, header: dict[str, Any]) -> Iterator[Field]:
         yield Field(f"{name}.{key}", size, _sha256(canonical_json(value)))
 
 
-def _classed(kind: str, field: Field, charge: Charge | None, remark: str) -> dict[str, Any]:
+def _classed(kind: str, field: Field, paid: set[str], remark: str) -> dict[str, Any]:
     known = FIELDS.get((kind, field.name))
     if known is None:
         raise EgressRefused(f"The field {field.name} of a message {kind!r} has no class.")
     entry = {"name": field.name, "class": known[0], "bytes": field.size, "sha256": field.sha256}
     if known[0] != DP:
         return entry
-    if (remark == WAIVED) != (charge is None):
+    if (remark == WAIVED) == (PAID_BY[kind, field.name] in paid):
         raise EgressRefused(f"The field {field.name} carries private data and no charge, or one too many.")
+    if remark == SEEDED and kind == MEASURE:
+        remark = SEEDED_MEASUREMENT
     if remark:
         entry |= {"class": CONSENTED if remark == WAIVED else DP, "why": remark}
     return entry
 
 
-def _refuse_foreign_charge(header: dict[str, Any], charge: Charge | None) -> None:
-    """A charge pays for the reply to its own round, and for no other message."""
-    if charge is not None and (charge.study, charge.server_round) != (
-        header.get("study"),
-        header.get("round"),
-    ):
-        raise EgressRefused("The charge is another round's.")
+def _refuse_foreign_charges(
+    kind: str, header: dict[str, Any], fields: list[Field], charges: tuple[Charge, ...]
+) -> None:
+    """A charge pays for one field of the reply to its own round, and for no other message."""
+    payable = {PAID_BY.get((kind, field.name)) for field in fields}
+    for charge in charges:
+        if (charge.study, charge.server_round) != (header.get("study"), header.get("round")):
+            raise EgressRefused("The charge is another round's.")
+        if charge.kind not in payable:
+            raise EgressRefused(f"The charge of kind {charge.kind!r} pays for no field of this message.")
 
 
 def _shown(refusal: Refusal, private: tuple[str, ...]) -> Refusal:
@@ -262,6 +252,19 @@ def _about(header: dict[str, Any]) -> dict[str, Any]:
 
 def _asked(request: Message) -> str:
     return str(request.metadata.message_type)
+
+
+def _body(
+    kind: str, asked: str, fields: list[dict[str, Any]], about: dict[str, Any], charges: tuple[Charge, ...]
+) -> dict[str, Any]:
+    return {
+        "message": kind,
+        "asked": asked,
+        "about": about,
+        "bytes": sum(field["bytes"] for field in fields),
+        "fields": fields,
+        "charges": [_charge_json(charge) for charge in charges],
+    }
 
 
 def _charge_json(charge: Charge) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedward.client.budget import Budget
-from fedward.client.egress import FIELDS, PUBLIC, REFUSAL, SEEDED, WAIVED
+from fedward.client.egress_fields import FIELDS, PUBLIC, REFUSAL, SEEDED, SEEDED_MEASUREMENT, WAIVED
 from fedward.client.egress_log import HELD, LOG_HEAD, Counts, counts
 from fedward.client.spending import Charge, mechanism_from, mechanisms_of, steps_of
 from fedward.common.chain import Entry, Head
@@ -15,6 +15,7 @@ from fedward.common.ledger import Ledger
 from fedward.common.privacy import epsilon
 
 Row = dict[str, Any]
+_FROM_A_SEED = (SEEDED, SEEDED_MEASUREMENT)
 _REFUSALS_FIELDS = [name for kind, name in FIELDS if kind == REFUSAL]
 _NOT_LISTED = "not in this version's list"
 
@@ -26,7 +27,7 @@ class Cost:
     Attributes:
         study: its name.
         replies: that left, with those that were sent again.
-        charges: paid for them; a reply that is sent again is the same bytes and costs nothing.
+        charges: how many of them were paid for; one that is sent again is the same bytes and costs nothing.
         epsilon: of these charges together; None where no budget's ledger holds them.
         delta: at which it is stated.
         total: the data set's limit, over all studies.
@@ -82,16 +83,18 @@ def costs(left: Iterable[Row], budgets: Sequence[Budget]) -> list[Cost]:
     """One entry a study, in the order of their first reply."""
     by_study: dict[str, list[Row]] = {}
     for message in left:
-        if message["charge"]:
-            by_study.setdefault(message["charge"]["study"], []).append(message)
+        if message["charges"]:
+            by_study.setdefault(message["charges"][0]["study"], []).append(message)
     return [_cost(study, messages, budgets) for study, messages in by_study.items()]
 
 
 def _message(entry: Entry, counted: Counts) -> Row:
     body = entry.body
     fields = [{**field, "why": _why(body["message"], field)} for field in body["fields"]]
-    times = _times(entry, counted)
-    return {"time": entry.time, "entry": entry.seq, **body, "fields": fields, "times": times}
+    # An earlier version wrote one charge, or none.
+    charges = body["charges"] if "charges" in body else list(filter(None, [body.get("charge")]))
+    of_entry = {"fields": fields, "charges": charges, "times": _times(entry, counted)}
+    return {"time": entry.time, "entry": entry.seq, **body, **of_entry}
 
 
 def _times(entry: Entry, counted: Counts) -> int:
@@ -129,7 +132,11 @@ def _totals(left: Sequence[Row], refused: Counts) -> Row:
         "by_class": {name: {"fields": classes[name], "bytes": class_bytes[name]} for name in classes},
         "refusals": _refused(left, refused),
         "without_noise": sum(m["times"] for m in left if any(f["why"] == WAIVED for f in m["fields"])),
-        "seeded": sum(m["times"] for m in left if any(f["why"] == SEEDED for f in m["fields"])),
+        "measured": {
+            part: sum(m["times"] for m in left if any(f["name"] == f"measured.{part}" for f in m["fields"]))
+            for part in ("metric", "fisher")
+        },
+        "seeded": sum(m["times"] for m in left if any(f["why"] in _FROM_A_SEED for f in m["fields"])),
     }
 
 
@@ -144,14 +151,16 @@ def _refused(left: Sequence[Row], unwritten: Counts) -> dict[str, int]:
 
 
 def _cost(study: str, messages: list[Row], budgets: Sequence[Budget]) -> Cost:
-    distinct = {message["charge"]["hash"]: message["charge"] for message in messages}
+    """Of one study, from the charges of each reply."""
+    distinct = {charge["hash"]: charge for message in messages for charge in message["charges"]}
+    paid = len({message["charges"][0]["hash"] for message in messages})
     replies = sum(message["times"] for message in messages)
     heads = [Head(charge["entry"], charge["hash"]) for charge in distinct.values()]
     budget = next((one for one in budgets if all(map(one.ledger.contains, heads))), None)
     if budget is None:
-        return Cost(study, replies, len(distinct), None, None, None)
+        return Cost(study, replies, paid, None, None, None)
     spent = steps_of(mechanism_from(charge["mechanism"]) for charge in distinct.values())
     terms = budget.terms
     figure = epsilon(mechanisms_of(spent), terms.delta)
     figure_or_none = figure if math.isfinite(figure) else None
-    return Cost(study, replies, len(distinct), figure_or_none, terms.delta, terms.total_epsilon)
+    return Cost(study, replies, paid, figure_or_none, terms.delta, terms.total_epsilon)

@@ -1,43 +1,45 @@
-"""One hospital: its records, its declared count, its budget, and its one answer to each round.
+"""One hospital: its records, its declared count, its budget, and its one answer to each request.
 
-Order of a round: the anchor that came back is compared with the ledger; an earlier reply is returned as it
-is; the request is checked; the key is kept; budget, key and data snapshot are charged to the ledger, synced;
-training runs; the whole reply is stored, synced; the key is destroyed; the reply leaves.
+Order of a round, and of the measurement behind the last: the anchor that came back is compared with the
+ledger; an earlier reply is returned as it is; the request is checked; the key is kept; budget, key and data
+snapshot are charged to the ledger, synced; training or measuring runs; the whole reply is stored, synced; the
+key is destroyed; the reply leaves.
 """
 
 import functools
-import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from fedward.client.anchors import Anchors
-from fedward.client.budget import Budget
-from fedward.client.egress import SEEDED, WAIVED
-from fedward.client.egress_log import LOG_HEAD, LogEnd
+from fedward.client.approvals import policy_for_others, require_allowed
+from fedward.client.charging import DATASET, Account, Request, Work
+from fedward.client.egress_fields import ENROL, SEEDED, WAIVED
+from fedward.client.egress_log import LogEnd
 from fedward.client.ewc import ElasticPull
+from fedward.client.measuring import measure
 from fedward.client.registry import Registry
 from fedward.client.replies import ReplyStore
 from fedward.client.round_keys import RoundKeys
-from fedward.client.spending import Charge, Spending, steps_of
+from fedward.client.spending import Charge
 from fedward.client.state_folder import PROFILE
 from fedward.client.training import LocalRound, train
 from fedward.common.codec import CODECS, Vector, decode, encode
 from fedward.common.config import MAXIMUM_DECLARED, LocalSettings, declared_count
 from fedward.common.datasets import Split, fingerprint, read_split, save_npz
-from fedward.common.errors import BudgetRefused, DatasetRefused, LedgerRefused, RequestRefused
+from fedward.common.errors import DatasetRefused, LedgerRefused, RequestRefused
 from fedward.common.files import canonical_json, make_folder, write_atomically
 from fedward.common.locks import FileLock
-from fedward.common.mechanisms import Mechanism
+from fedward.common.measure_messages import CODEC, MeasureReply, MeasureRequest
 from fedward.common.messages import ANCHOR, FISHER, LATENTS, TEACHER, TrainReply, TrainRequest
 from fedward.common.models import build_student, parameter_count, unflatten
-from fedward.common.randomness import KeyedGenerator
 
 RECORDS, BUDGETS = "data.npz", "budget"
 _LONGEST_ROUND_SECONDS = 3600.0
-_DATASET = "records"  # the name of a hospital's data set among its budgets
+Req = TypeVar("Req", bound=Request)
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def create_hospital(
     if budget is not None:
         registry = Registry(folder / BUDGETS)
         registry.import_dataset(
-            _DATASET, registry.identity.digests(records.images), total_epsilon=budget, delta=delta
+            DATASET, registry.identity.digests(records.images), total_epsilon=budget, delta=delta
         )
     save_npz(folder / RECORDS, records)
     write_atomically(folder / PROFILE, canonical_json(profile.__dict__))
@@ -108,36 +110,42 @@ class Hospital:
             DatasetRefused: its records cannot be read, or are not those that its budget is registered for.
             LedgerRefused: its budget does not verify, or is there although the profile knows of none.
         """
-        self._log_end = LogEnd(folder)
+        self._folder = folder
         self.profile = Profile(**json.loads((folder / PROFILE).read_bytes()))
         self._records = read_split(folder / RECORDS)
         self._snapshot = fingerprint(self._records)
         self._replies = ReplyStore(folder / "replies")
         self._keys = RoundKeys(folder / "keys")
-        self.budget: Budget | None = None
-        if self.profile.budget is not None:
-            self._registry = Registry(folder / BUDGETS)
-            self._anchors = Anchors(self._registry)
-            self.budget = self._registry.budget(_DATASET)
-            self._refuse_unregistered()
+        registry = None if self.profile.budget is None else Registry(folder / BUDGETS)
+        self._account = Account(
+            self.profile.name, self.profile.seed, self._snapshot, self._keys, registry, LogEnd(folder)
+        )
+        self.budget = self._account.budget
+        if registry is not None:
+            self._refuse_unregistered(registry)
         elif (folder / BUDGETS).exists():
             raise LedgerRefused(
                 f"{folder} holds a privacy budget that its {PROFILE} knows nothing of: put back the newest "
                 "copy of that, or simulate without privacy in a folder of its own."
             )
 
-    def _refuse_unregistered(self) -> None:
+    def _refuse_unregistered(self, registry: Registry) -> None:
         """Whoever puts other images into the file must not train on them at another data set's expense."""
         if len(self._records.images) > self.profile.num_examples:
             raise DatasetRefused(
                 f"{RECORDS} holds more images than the {self.profile.num_examples} that were declared: put "
                 "the imported file back, or import these images first."
             )
-        self._registry.require_registered(_DATASET, self._registry.identity.digests(self._records.images))
+        registry.require_registered(DATASET, registry.identity.digests(self._records.images))
 
     @property
     def enrolment(self) -> dict[str, object]:
-        """What the hospital tells a coordinator of itself; the gate has a class for each field."""
+        """What the hospital tells a coordinator of itself; the gate has a class for each field.
+
+        Raises:
+            PolicyRefused: the site's policy does not let it leave.
+        """
+        policy_for_others(self._folder).require_fields(ENROL)
         return {"name": self.profile.name, "num_examples": self.profile.num_examples}
 
     @property
@@ -147,9 +155,9 @@ class Hospital:
             return ""
         return WAIVED if self.profile.budget is None else SEEDED
 
-    def charge_of(self, reply: TrainReply | TrainRequest) -> Charge | None:
-        """What the ledger says that a round cost; None where it holds no such charge."""
-        return None if self.budget is None else self.budget.find(reply.study, reply.server_round)
+    def charges_of(self, reply: TrainReply | MeasureReply) -> tuple[Charge, ...]:
+        """What the ledger says that a reply cost; empty where it holds no such charge."""
+        return self._account.charges(reply.study, reply.server_round)
 
     def answer(self, request: TrainRequest) -> TrainReply:
         """Answer a round once; asked again, the stored reply, byte for byte, and nothing is spent.
@@ -158,44 +166,44 @@ class Hospital:
             LedgerRefused: the request's anchor shows that the ledger is an older copy: no work at all.
             Refusal: the request does not fit this hospital's records, rules or budget; nothing was computed.
         """
-        digest = request.content_digest
-        key_name = hashlib.sha256(f"{request.study}\n{request.server_round}\n{digest}".encode()).hexdigest()
-        self._require_anchor(request)
-        self._refuse_other_content(request, digest)
+        return TrainReply.from_bytes(self._answered_once(request, "train", self._train))
+
+    def measure(self, request: MeasureRequest) -> MeasureReply:
+        """Answer the measurement behind the last round once, as `answer` does a round.
+
+        Raises:
+            Refusal: as `answer`.
+        """
+        return MeasureReply.from_bytes(self._answered_once(request, "measure", self._measure))
+
+    def _answered_once(self, request: Req, kind: str, compute: Callable[[Req, Work], bytes]) -> bytes:
+        work = Work.of(request)
+        self._account.require_anchor(request.anchor)
+        self._account.refuse_other_content(work)
         # A second daemon waits for the first one's reply, and sends the same. There are 256 locks, not one
         # for each request: a coordinator could fill the disk with those of requests that are refused.
-        with FileLock(self._replies.folder / f"{key_name[:2]}.lock", _LONGEST_ROUND_SECONDS):
-            stored = self._replies.get(request.study, request.server_round, digest)
+        with FileLock(self._replies.folder / f"{work.key_name[:2]}.lock", _LONGEST_ROUND_SECONDS):
+            stored = self._replies.get(work.study, work.server_round, work.digest, kind)
             if stored is None:
-                self._check(request)
-                stored = self._compute(request, digest, key_name)
+                self._check(request.settings)
+                open_studies = () if self.budget is None else self.budget.state.reserved
+                require_allowed(self._folder, request, open_studies)
+                reply = compute(request, work)
+                # What is stored is the first reply, whoever computed it.
+                stored = self._replies.store(work.study, work.server_round, work.digest, reply, kind)
             # Also where the reply was stored before: a crash may have come between.
-            self._keys.destroy(key_name)
-        self._close_after_last(request)
-        return TrainReply.from_bytes(stored)
+            self._keys.destroy(work.key_name)
+        self._account.close_after_last(work)
+        return stored
 
-    def _require_anchor(self, request: TrainRequest) -> None:
-        if not request.anchor:
-            return
-        if self.budget is None:
-            raise RequestRefused("The request brings an anchor, but this hospital has no budget to anchor.")
-        self._anchors.require(request.anchor, self.budget)
-
-    def _refuse_other_content(self, request: TrainRequest, digest: str) -> None:
-        """Let the ledger refuse, and log, other content for a round that was charged, answered or not."""
-        known = None if self.budget is None else self.budget.find(request.study, request.server_round)
-        if self.budget is not None and known is not None and known.content_digest != digest:
-            self.budget.charge(request.study, request.server_round, digest, known.mechanism)
-
-    def _compute(self, request: TrainRequest, digest: str, key_name: str) -> bytes:
-        """The stored reply, which is the first that was stored, whoever computed it."""
-        work = self._work(request)
-        if self.budget is not None:
-            self.budget.require_whole()  # before a key is kept, which nothing would be drawn from
-        generator, anchor = self._charged_generator(request, digest, key_name)
-        change, accountant = train(work, self._records, generator)
+    def _train(self, request: TrainRequest, work: Work) -> bytes:
+        if request.codec[1] not in CODECS:
+            raise RequestRefused(f"The reply is asked for in a codec that is none of {', '.join(CODECS)}.")
+        local_round = self._work(request)
+        generator, anchor = self._account.open(work)
+        change, accountant = train(local_round, self._records, generator)
         _recount(accountant.history, request.settings)
-        reply = TrainReply(
+        return TrainReply(
             request.study,
             request.server_round,
             self.profile.name,
@@ -203,16 +211,24 @@ class Hospital:
             request.codec[1],
             encode(change.numpy(), request.codec[1]),
             anchor,
-        )
-        return self._replies.store(request.study, request.server_round, digest, reply.to_bytes())
+        ).to_bytes()
 
-    def _close_after_last(self, request: TrainRequest) -> None:
-        """Give back what is left of a study's plan once its last round is answered."""
-        if self.budget is not None and request.server_round == request.settings.rounds:
-            self.budget.release(request.study)
-
-    def _check(self, request: TrainRequest) -> None:
+    def _measure(self, request: MeasureRequest, work: Work) -> bytes:
         settings = request.settings
+        count = parameter_count(build_student(settings.spec))
+        latents = torch.from_numpy(decode(request.latents, count, CODEC))
+        generator, anchor = self._account.open(work)
+        measured = measure(settings, latents, self._records, self.profile.num_examples, generator)
+        return MeasureReply(
+            request.study,
+            request.server_round,
+            self.profile.name,
+            self.profile.num_examples,
+            measured,
+            anchor,
+        ).to_bytes()
+
+    def _check(self, settings: LocalSettings) -> None:
         shape = (settings.height, settings.width, settings.channels)
         if self._records.images.shape[1:] != shape:
             raise RequestRefused(
@@ -222,8 +238,6 @@ class Hospital:
             raise RequestRefused(
                 f"The study's task ({settings.task}, {len(settings.classes)} classes) is not this hospital's."
             )
-        if request.codec[1] not in CODECS:
-            raise RequestRefused(f"The reply is asked for in a codec that is none of {', '.join(CODECS)}.")
         if settings.noise_multiplier == 0.0 and (self.profile.seed is None or self.budget is not None):
             raise RequestRefused("The study asks for training without noise, which this hospital never does.")
 
@@ -233,80 +247,6 @@ class Hospital:
         return is_multi_label == (settings.task == "multi-label") and self.profile.classes == len(
             settings.classes
         )
-
-    def _charged_generator(
-        self, request: TrainRequest, digest: str, key_name: str
-    ) -> tuple[KeyedGenerator, str]:
-        """The round's generator, once its key is kept and the round is charged, and the charge's anchor."""
-        was_kept = self._keys.holds(key_name)
-        generator = self._generator(request, digest, key_name)
-        try:
-            charge = self._charge(request, digest, generator)
-        except (BudgetRefused, RequestRefused):
-            # Nothing was entered, so nothing will ever be drawn from a key that was made just now.
-            if not was_kept:
-                self._keys.destroy(key_name)
-            raise
-        if charge is None or self.budget is None:
-            return generator, ""
-        # The charge's own entry, not the newest: run again after a crash, the reply is the same to the bit.
-        return generator, self._anchors.token(self.budget.ledger.id, charge.head)
-
-    def _generator(self, request: TrainRequest, digest: str, key_name: str) -> KeyedGenerator:
-        seed = self.profile.seed
-        if seed is not None:
-            return KeyedGenerator.from_seed(seed, request.study, self.profile.name, request.server_round)
-        charge = None if self.budget is None else self.budget.find(request.study, request.server_round)
-        return self._keys.open(key_name, charge is not None and charge.content_digest == digest)
-
-    def _charge(self, request: TrainRequest, digest: str, generator: KeyedGenerator) -> Charge | None:
-        """Write the round's spending before any gradient is computed."""
-        settings = request.settings
-        if settings.noise_multiplier == 0.0:
-            return None
-        if self.budget is None or self.budget.terms.unit != settings.unit:
-            raise BudgetRefused(
-                f"This hospital has no budget by {settings.unit} for its records; import them first."
-            )
-        if settings.target_delta != self.budget.terms.delta:
-            raise BudgetRefused(f"The study's delta is {settings.target_delta:g}, the budget's another.")
-        self._plan(request, self.budget)
-        step = Mechanism(settings.noise_multiplier, settings.sample_rate, settings.local_steps)
-        extra = {"key": generator.key_digest, "snapshot": self._snapshot, **self._log_head(request)}
-        return self.budget.charge(request.study, request.server_round, digest, step, extra=extra)
-
-    def _log_head(self, request: TrainRequest) -> dict[str, object]:
-        """Where the log of what left ended at the round's charge: after a crash, where it ended then."""
-        known = self.charge_of(request)
-        if known is not None:
-            return {LOG_HEAD: known.extra[LOG_HEAD]} if LOG_HEAD in known.extra else {}
-        return self._log_end.noted()
-
-    def _plan(self, request: TrainRequest, budget: Budget) -> None:
-        """Reserve the whole study with its first round, once.
-
-        The number of rounds is the coordinator's own. If it could be changed, one study could take all of
-        the budget from the others, or fill the disk with plans.
-        """
-        settings = request.settings
-        whole = settings.local_steps * settings.rounds
-        plan = Mechanism(settings.noise_multiplier, settings.sample_rate, whole)
-        with self._registry:
-            if budget.find(request.study, request.server_round) is not None:
-                return  # charged before a crash; to run it again spends nothing
-            frozen = budget.state.plans.get(request.study)
-            if frozen is None and _is_over(budget.state, request.study):
-                raise RequestRefused(
-                    f"Study {request.study!r} has had its last round here, or its plan was given up: "
-                    "nothing more is charged to it. Go on under a new study's name."
-                )
-            if frozen is not None and frozen != steps_of([plan]):
-                raise RequestRefused(
-                    f"Study {request.study!r} was planned here as other steps than the {whole} at noise "
-                    f"multiplier {plan.noise_multiplier:g} and sample rate {plan.sample_rate:g} that are "
-                    "asked now: its plan is frozen with its first round. Ask as before, or under a new name."
-                )
-            budget.reserve(request.study, plan)
 
     def _work(self, request: TrainRequest) -> LocalRound:
         settings = request.settings
@@ -324,11 +264,6 @@ class Hospital:
             pull,
             vectors.get(TEACHER),
         )
-
-
-def _is_over(spending: Spending, study: str) -> bool:
-    """Given up before or after its first charge; an older version charged without a plan."""
-    return study in spending.released or any(charged == study for charged, _, _ in spending.charges)
 
 
 def _unpack(request: TrainRequest) -> dict[str, Vector]:

@@ -21,6 +21,7 @@ from fedward.common.chain import Entry, Head
 from fedward.common.errors import LedgerRefused, Refusal
 from fedward.common.mechanisms import Mechanism
 
+DP_SGD = "dp-sgd"  # the kind of a charge for training steps
 Steps = Counter[tuple[float, float]]  # (noise multiplier, sample rate) -> steps
 
 

@@ -109,23 +109,16 @@ class UnitGradients:
         optimizer.finish()
 
     def _parts(self, units: np.ndarray, draws: KeyedGenerator) -> Iterator[list[Tensor]]:
-        """Gradients of `units`, some after others; those of the blanks behind them are zero.
-
-        The blanks stay, so that clipping has one public shape too.
-        """
+        """Gradients of `units`, some after others; those of the blanks behind them are zero."""
         rows, views = np.repeat(units, self._settings.views), self._settings.views
         size = max(1, PHYSICAL_ROWS // views) * views
         images = augment(
-            _filled(to_tensor(self._records.images[rows]), size), self._settings.augmentation, draws
+            filled(to_tensor(self._records.images[rows]), size), self._settings.augmentation, draws
         )
-        labels = _filled(torch.from_numpy(self._records.labels[rows]), size)
+        labels = filled(torch.from_numpy(self._records.labels[rows]), size)
         teacher = None if self._teacher is None else self._teacher(images)
-        left = len(units)
-        for part in self._engine.in_parts(images, lambda logits: self._loss(logits, labels, teacher), views):
-            for gradient in part:
-                gradient[max(0, left) :] = 0.0
-            left -= len(part[0])
-            yield part
+        parts = self._engine.in_parts(images, lambda logits: self._loss(logits, labels, teacher), views)
+        yield from blanks_zeroed(parts, len(units))
 
     def _loss(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
         settings, alpha = self._settings, self._settings.distillation_alpha
@@ -136,9 +129,22 @@ class UnitGradients:
         return (1.0 - alpha) * loss + alpha * soft
 
 
-def _filled(rows: Tensor, size: int) -> Tensor:
-    """`rows` with zeros behind them, (size, ...)."""
+def filled(rows: Tensor, size: int) -> Tensor:
+    """`rows` with zeros behind them, (size, ...): the one public shape of every pass over records."""
     return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])])
+
+
+def blanks_zeroed(parts: Iterator[list[Tensor]], units: int) -> Iterator[list[Tensor]]:
+    """Per-unit gradients in parts, (units of the part, *shape) each, those behind the first `units` zeroed.
+
+    These blanks stay, so that clipping has one public shape too.
+    """
+    left = units
+    for part in parts:
+        for gradient in part:
+            gradient[max(0, left) :] = 0.0
+        left -= len(part[0])
+        yield part
 
 
 def _frozen_teacher(work: LocalRound) -> torch.nn.Sequential | None:

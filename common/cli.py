@@ -34,7 +34,9 @@ _PARTS = {
         "Run a whole federation on this machine, up to a signed release and its report.",
     ),
     "coordinator": _Part(
-        "fedward.server.commands:app", "coordinator", "Run studies across hospitals, and show how they go."
+        "fedward.server.commands:app",
+        "coordinator",
+        "Run studies across hospitals, say who is in the federation, and keep its keys.",
     ),
     "hospital": _Part("fedward.client.commands:app", "hospital", "A hospital's own side of a study."),
     "edge": _Part("fedward.client.edge.commands:app", "edge", "Run a signed release beside the scanner."),

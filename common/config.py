@@ -4,77 +4,28 @@
 and the student it trains. `Study` adds what only the coordinator decides.
 """
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from typing import Any, Self
 
 from fedward.common.codec import CODECS
 from fedward.common.datasets import MAX_CLASSES, TASKS
+from fedward.common.declared import MAXIMUM_DECLARED as MAXIMUM_DECLARED
+from fedward.common.declared import declared_count as declared_count
 from fedward.common.errors import SettingRefused
 from fedward.common.models import STUDENTS, StudentSpec, check_shape
+from fedward.common.setting_checks import Settings, check_text, in_range, one_of
 
 PRIVACY_UNITS = ("image",)
 AUGMENTATIONS = ("none", "shift", "affine")
 SCHEDULES = ("constant", "cosine")
-MAXIMUM_DECLARED = 1_000_000
-_BUCKET = 10
-_LONGEST = 200  # characters of a name
-
-
-def declared_count(count: int) -> int:
-    """A hospital's public count for enrolment: rounded up to the next multiple of 10, capped at a million.
-
-    It is declared once, frozen for the study, and used as weight and denominator in place of the exact
-    count, which is private.
-    """
-    return min(MAXIMUM_DECLARED, max(_BUCKET, math.ceil(count / _BUCKET) * _BUCKET))
-
-
-class _Settings:
-    """JSON to and from a frozen dataclass, with unknown and missing keys refused by name."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types only."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[call-overload, no-any-return]
-
-    @classmethod
-    def from_dict(cls, values: Any) -> Self:
-        """The inverse of `to_dict`.
-
-        Raises:
-            SettingRefused: not an object, or keys unknown, missing, or of a wrong type.
-        """
-        fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if not isinstance(values, dict) or set(values) != set(fields):
-            given = set(values) if isinstance(values, dict) else set()
-            raise SettingRefused(
-                f"{cls.__name__} does not have the expected keys: missing {sorted(set(fields) - given)}, "
-                f"unknown {sorted(given - set(fields))}."
-            )
-        return cls(**{name: _tuples(value) for name, value in values.items()})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _in_range(name: str, value: object, low: float, high: float, kind: type = float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    whole = kind is float or isinstance(value, int)
-    if not (number and whole and low <= value <= high):  # type: ignore[operator]
-        what = "a whole number" if kind is int else "a number"
-        raise SettingRefused(f"{name} must be {what} from {low:g} to {high:g}, not {value!r}.")
-
-
-def _one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise SettingRefused(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+# The more noise, the fewer doubles a cell of its grid holds. Up to here a cell's mass is right to 2e-7, and
+# what that could tell of a record is less than a thousandth of what the mechanism is charged.
+MOST_NOISE = 1e3
 
 
 @dataclass(frozen=True)
-class LocalSettings(_Settings):
+class LocalSettings(Settings):
     """What a hospital trains and under which mechanism; every value is public.
 
     Attributes:
@@ -95,6 +46,9 @@ class LocalSettings(_Settings):
         ewc_lambda: strength of EWC's pull; 0 is none.
         distillation_alpha: weight of the teacher's part of the loss; 0 is no teacher.
         distillation_temperature: of the softened logits (Hinton et al. 2015).
+        metric_noise_multiplier: of the counts that the study asks each hospital for once, after the last
+            round (`fedward.common.measurement`); 0 asks for none.
+        fisher_noise_multiplier: of the Fisher by output channel, asked for likewise; 0 asks for none.
     """
 
     student: str
@@ -116,6 +70,8 @@ class LocalSettings(_Settings):
     ewc_lambda: float
     distillation_alpha: float
     distillation_temperature: float
+    metric_noise_multiplier: float = 0.0
+    fisher_noise_multiplier: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -123,39 +79,41 @@ class LocalSettings(_Settings):
         Raises:
             SettingRefused: a value is out of its range.
         """
-        _one_of("student", self.student, STUDENTS)
-        _one_of("task", self.task, TASKS)
-        _one_of("unit", self.unit, PRIVACY_UNITS)
-        _one_of("augmentation", self.augmentation, AUGMENTATIONS)
-        _in_range("sample_rate", self.sample_rate, 1e-6, 1.0)
-        _in_range("local_steps", self.local_steps, 1, 1000, int)
-        _in_range("rounds", self.rounds, 1, 100_000, int)
-        _in_range("noise_multiplier", self.noise_multiplier, 0.0, 1e6)
-        _in_range("max_grad_norm", self.max_grad_norm, 1e-6, 1e6)
-        _in_range("target_delta", self.target_delta, 1e-12, 1e-2)
-        _in_range("views", self.views, 1, 64, int)
-        _in_range("ewc_lambda", self.ewc_lambda, 0.0, 1e9)
-        _in_range("distillation_alpha", self.distillation_alpha, 0.0, 1.0)
-        _in_range("distillation_temperature", self.distillation_temperature, 0.1, 100.0)
+        one_of("student", self.student, STUDENTS)
+        one_of("task", self.task, TASKS)
+        one_of("unit", self.unit, PRIVACY_UNITS)
+        one_of("augmentation", self.augmentation, AUGMENTATIONS)
+        in_range("sample_rate", self.sample_rate, 1e-6, 1.0)
+        in_range("local_steps", self.local_steps, 1, 1000, int)
+        in_range("rounds", self.rounds, 1, 100_000, int)
+        in_range("noise_multiplier", self.noise_multiplier, 0.0, MOST_NOISE)
+        in_range("max_grad_norm", self.max_grad_norm, 1e-6, 1e6)
+        in_range("target_delta", self.target_delta, 1e-12, 1e-2)
+        in_range("views", self.views, 1, 64, int)
+        in_range("ewc_lambda", self.ewc_lambda, 0.0, 1e9)
+        in_range("distillation_alpha", self.distillation_alpha, 0.0, 1.0)
+        in_range("distillation_temperature", self.distillation_temperature, 0.1, 100.0)
+        in_range("metric_noise_multiplier", self.metric_noise_multiplier, 0.0, MOST_NOISE)
+        in_range("fisher_noise_multiplier", self.fisher_noise_multiplier, 0.0, MOST_NOISE)
+        if self.measures and self.noise_multiplier == 0.0:
+            raise SettingRefused(
+                "A private metric or Fisher is noised, but noise_multiplier is 0: train with noise too, or "
+                "ask for neither."
+            )
         _check_classes(self.classes, self.task)
         check_shape(self.spec)
         if self.class_prior is not None:
             _check_prior(self.class_prior, self.task, len(self.classes))
 
     @property
+    def measures(self) -> bool:
+        """Whether the study asks each hospital for a measurement after the last round."""
+        return self.metric_noise_multiplier > 0.0 or self.fisher_noise_multiplier > 0.0
+
+    @property
     def spec(self) -> StudentSpec:
         """The student's shapes."""
         return StudentSpec(self.student, self.channels, self.height, self.width, len(self.classes))
-
-
-def check_text(name: str, value: object) -> None:
-    """Refuse what is no name.
-
-    Raises:
-        SettingRefused: not text, empty, too long, or with characters that do not print.
-    """
-    if not (isinstance(value, str) and value.isprintable() and 0 < len(value) <= _LONGEST):
-        raise SettingRefused(f"{name} must be printable text of 1 to {_LONGEST} characters.")
 
 
 def _check_classes(classes: tuple[str, ...], task: str) -> None:
@@ -175,13 +133,13 @@ def _check_prior(prior: tuple[float, ...], task: str, classes: int) -> None:
     if not isinstance(prior, tuple) or len(prior) != classes:
         raise SettingRefused(f"class_prior must be a list of {classes} values, one a class.")
     for value in prior:
-        _in_range("a value of class_prior", value, 1e-6, 1.0)
+        in_range("a value of class_prior", value, 1e-6, 1.0)
     if task != "multi-label" and abs(sum(prior) - 1.0) > 1e-6:
         raise SettingRefused(f"class_prior must sum to 1, not {sum(prior):g}.")
 
 
 @dataclass(frozen=True)
-class EnrolledHospital(_Settings):
+class EnrolledHospital(Settings):
     """A hospital of the study: its public name and declared count (`declared_count`), the frozen weight."""
 
     name: str
@@ -193,13 +151,13 @@ def _check_hospitals(hospitals: tuple[EnrolledHospital, ...]) -> None:
         raise SettingRefused("hospitals must be a list of at least one hospital.")
     for hospital in hospitals:
         check_text("a hospital's name", hospital.name)
-        _in_range(f"num_examples of {hospital.name}", hospital.num_examples, 1, MAXIMUM_DECLARED, int)
+        in_range(f"num_examples of {hospital.name}", hospital.num_examples, 1, MAXIMUM_DECLARED, int)
     if len({hospital.name for hospital in hospitals}) != len(hospitals):
         raise SettingRefused("Two hospitals of the study have the same name; give each its own.")
 
 
 @dataclass(frozen=True)
-class Study(_Settings):
+class Study(Settings):
     """A study as its coordinator runs it.
 
     Attributes:
@@ -252,23 +210,23 @@ class Study(_Settings):
         if not isinstance(self.local, LocalSettings):
             raise SettingRefused("local must be the settings that every hospital agrees to.")
         _check_hospitals(self.hospitals)
-        _in_range("learning_rate", self.learning_rate, 1e-9, 1e4)
-        _in_range("server_learning_rate", self.server_learning_rate, 1e-9, 1e4)
-        _in_range("server_momentum", self.server_momentum, 0.0, 0.9999)
-        _in_range("averaged_rounds", self.averaged_rounds, 1, 100_000, int)
-        _in_range("quorum", self.quorum, 1, max(1, len(self.hospitals)), int)
-        _in_range("round_timeout", self.round_timeout, 0.1, 1e6)
-        _in_range("version", self.version, 1, 2**31, int)
-        _one_of("schedule", self.schedule, SCHEDULES)
-        _one_of("decision", self.decision, ("balanced", "calibrated"))
+        in_range("learning_rate", self.learning_rate, 1e-9, 1e4)
+        in_range("server_learning_rate", self.server_learning_rate, 1e-9, 1e4)
+        in_range("server_momentum", self.server_momentum, 0.0, 0.9999)
+        in_range("averaged_rounds", self.averaged_rounds, 1, 100_000, int)
+        in_range("quorum", self.quorum, 1, max(1, len(self.hospitals)), int)
+        in_range("round_timeout", self.round_timeout, 0.1, 1e6)
+        in_range("version", self.version, 1, 2**31, int)
+        one_of("schedule", self.schedule, SCHEDULES)
+        one_of("decision", self.decision, ("balanced", "calibrated"))
         if self.target_epsilon is not None:
-            _in_range("target_epsilon", self.target_epsilon, 1e-3, 1e3)
+            in_range("target_epsilon", self.target_epsilon, 1e-3, 1e3)
         if (self.target_epsilon is None) != (self.local.noise_multiplier == 0.0):
             raise SettingRefused("noise_multiplier is 0 exactly where the study has no target_epsilon.")
-        _one_of("uplink_codec", self.uplink_codec, tuple(CODECS))
-        _one_of("downlink_codec", self.downlink_codec, tuple(CODECS))
+        one_of("uplink_codec", self.uplink_codec, tuple(CODECS))
+        one_of("downlink_codec", self.downlink_codec, tuple(CODECS))
         if self.seed is not None:
-            _in_range("seed", self.seed, -(2**63), 2**63, int)
+            in_range("seed", self.seed, -(2**63), 2**63, int)
         if self.parent is not None:
             check_text("parent", self.parent)
 

@@ -39,6 +39,14 @@ class RequestRefused(Refusal):
     """A coordinator's request that this hospital does not answer."""
 
 
+class PolicyRefused(RequestRefused):
+    """A rule of the hospital's site policy forbids what was asked; the sentence names the rule."""
+
+
+class ApprovalMissing(PolicyRefused):
+    """A new study waits for the hospital's administrator, or asks for other settings than were approved."""
+
+
 class QuorumMissed(Refusal):
     """Fewer hospitals replied usably than the study's quorum asks for."""
 
@@ -63,6 +71,26 @@ class TrustRefused(Refusal):
     """The trust file or the signing keys are missing, damaged, or not what is asked for."""
 
 
+class EnvelopeRefused(Refusal):
+    """A message's envelope is malformed, changed, cut, too large, or does not open."""
+
+
+class SenderRefused(EnvelopeRefused):
+    """A message signed with a key that is unknown here, rotated out, or another sender's."""
+
+
+class EnvelopeMisdirected(EnvelopeRefused):
+    """A message for another receiver, study, round or kind than the one expected."""
+
+
+class EnvelopeExpired(EnvelopeRefused):
+    """A message past its expiry, or one that asks to be believed for too long."""
+
+
+class EnvelopeReplayed(EnvelopeRefused):
+    """A message whose number came before, or that came after a later one."""
+
+
 class BundleRefused(Refusal):
     """A release bundle is incomplete, malformed, expired, or holds what it must not."""
 
@@ -85,3 +113,15 @@ class EngineFailed(Refusal):
 
 class EgressRefused(Refusal):
     """A message holds a field that has no class, or private data without a charge; nothing was sent."""
+
+
+class EnrolmentRefused(Refusal):
+    """A request to join, an answer to one, or a federation's own records are not what they must be."""
+
+
+class RoleRefused(Refusal):
+    """This person does not have the role that a command asks for."""
+
+
+class GatewayFailed(Refusal):
+    """nginx is missing, does not accept its configuration, or does not start or stop."""

@@ -10,6 +10,7 @@ from fedward.common.errors import EngineFailed
 from fedward.common.files import write_atomically
 
 LOOPBACK = "127.0.0.1"
+SUPERLINK_PORT = 9091  # where nobody names another
 _SECRET_BYTES = 32
 
 

@@ -7,28 +7,61 @@ can make or read (`fedward.client.anchors`); the next request brings the last on
 """
 
 import hashlib
-import re
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
-from fedward.common.codec import Payload, codec_id
-from fedward.common.config import LocalSettings, check_text
-from fedward.common.errors import PayloadRefused, Refusal, SettingRefused
-from fedward.common.files import canonical_json, parse_canonical
+from fedward.common.codec import Payload
+from fedward.common.config import LocalSettings
+from fedward.common.errors import PayloadRefused, Refusal
+from fedward.common.files import canonical_json
+from fedward.common.message_parts import (
+    ANCHOR,
+    CONFIG,
+    FISHER,
+    LATENTS,
+    LEDGER_ANCHOR,
+    MODEL,
+    TEACHER,
+    addressed,
+    bounded,
+    checked_anchor,
+    parsed_header,
+    read_codecs,
+    read_header,
+    read_vectors,
+    request_anchor,
+    typed,
+)
 from fedward.common.reply_codes import NO_DAEMON, NOT_APPROVED, REFUSED
+from fedward.common.setting_checks import check_text
 
-MODEL, UPDATE, CONFIG = "model", "update", "config"
-LATENTS, ANCHOR, FISHER, TEACHER = "latents", "anchor", "fisher", "teacher"
-LEDGER_ANCHOR = "ledger_anchor"  # in a request, beside the header that all hospitals get
+__all__ = [
+    "ANCHOR",
+    "CONFIG",
+    "FISHER",
+    "LATENTS",
+    "LEDGER_ANCHOR",
+    "MODEL",
+    "REFUSED",
+    "TEACHER",
+    "UPDATE",
+    "TrainReply",
+    "TrainRequest",
+    "addressed",
+    "message_bytes",
+    "refusal_reply",
+    "refusal_text",
+    "wire_bytes",
+]
+
+UPDATE = "update"
 # What a hospital's task runner says by itself; the words are the coordinator's own.
 _RELAYED = {
     NOT_APPROVED: ("BundleNotApproved", "The hospital has not approved the bundle that the run came with."),
     NO_DAEMON: ("DaemonSilent", "The hospital's daemon did not answer in time."),
 }
-_ANCHOR_TOKEN = re.compile(r"([0-9a-f]{48}:[0-9a-f]{64}:[0-9a-f]{64})?")
 
 
 @dataclass(frozen=True)
@@ -84,17 +117,17 @@ class TrainRequest:
             SettingRefused: settings, study name, round or learning rate out of range.
             UnknownName: a codec that does not exist.
         """
-        header = _header(content, "request", {"study", "round", "settings", "learning_rate", "codec"})
+        header = read_header(content, "request", {"study", "round", "settings", "learning_rate", "codec"})
         settings = LocalSettings.from_dict(header["settings"])
         check_text("A message's study", header["study"])
         return cls(
-            study=_typed(header, "study", str),
-            server_round=_bounded(header, "round", int, 1, settings.rounds),
+            study=typed(header, "study", str),
+            server_round=bounded(header, "round", int, 1, settings.rounds),
             settings=settings,
-            learning_rate=float(_bounded(header, "learning_rate", float, 1e-12, 1e4)),
-            codec=_codecs(header["codec"]),
-            vectors=_vectors(content, MODEL),
-            anchor=_request_anchor(content),
+            learning_rate=float(bounded(header, "learning_rate", float, 1e-12, 1e4)),
+            codec=read_codecs(header["codec"]),
+            vectors=read_vectors(content, MODEL),
+            anchor=request_anchor(content),
         )
 
 
@@ -146,7 +179,7 @@ class TrainReply:
             PayloadRefused: no reply of this version.
         """
         header, _, update = data.partition(b"\n")  # canonical JSON has no newline in it
-        return cls._from(_parsed(header, "reply", _REPLY_FIELDS), np.frombuffer(update, np.uint8))
+        return cls._from(parsed_header(header, "reply", _REPLY_FIELDS), np.frombuffer(update, np.uint8))
 
     @classmethod
     def from_records(cls, content: RecordDict) -> "TrainReply":
@@ -155,8 +188,8 @@ class TrainReply:
         Raises:
             PayloadRefused: records missing or malformed.
         """
-        header = _header(content, "reply", _REPLY_FIELDS)
-        vectors = _vectors(content, UPDATE)
+        header = read_header(content, "reply", _REPLY_FIELDS)
+        vectors = read_vectors(content, UPDATE)
         if set(vectors) != {LATENTS}:
             raise PayloadRefused(f"A reply carries one packed update, not {sorted(vectors)}.")
         return cls._from(header, vectors[LATENTS])
@@ -164,91 +197,17 @@ class TrainReply:
     @classmethod
     def _from(cls, header: dict[str, object], update: Payload) -> "TrainReply":
         return cls(
-            study=_typed(header, "study", str),
-            server_round=_typed(header, "round", int),
-            hospital=_typed(header, "hospital", str),
-            num_examples=_typed(header, "num_examples", int),
-            codec=_typed(header, "codec", str),
+            study=typed(header, "study", str),
+            server_round=typed(header, "round", int),
+            hospital=typed(header, "hospital", str),
+            num_examples=typed(header, "num_examples", int),
+            codec=typed(header, "codec", str),
             update=update,
-            anchor=_anchor(header["anchor"]),
+            anchor=checked_anchor(header["anchor"]),
         )
 
 
 _REPLY_FIELDS = {"study", "round", "hospital", "num_examples", "codec", "anchor"}
-
-
-def addressed(request: RecordDict, anchor: str) -> RecordDict:
-    """The same request for one hospital: its arrays are shared, not copied; only the anchor is its own."""
-    config = {name: value for name, value in request.config_records[CONFIG].items() if name != LEDGER_ANCHOR}
-    if anchor:
-        config[LEDGER_ANCHOR] = anchor.encode()
-    return RecordDict({MODEL: request.array_records[MODEL], CONFIG: ConfigRecord(config)})
-
-
-def _request_anchor(content: RecordDict) -> str:
-    value = content.config_records[CONFIG].get(LEDGER_ANCHOR, b"")
-    return _anchor(value.decode("ascii", "replace") if isinstance(value, bytes) else None)
-
-
-def _anchor(value: object) -> str:
-    if not isinstance(value, str) or not _ANCHOR_TOKEN.fullmatch(value):
-        raise PayloadRefused("A message's anchor is not the token that a hospital makes.")
-    return value
-
-
-def _header(content: RecordDict, key: str, names: set[str]) -> dict[str, object]:
-    try:
-        data = cast(bytes, content.config_records[CONFIG][key])
-    except (KeyError, TypeError, AttributeError):
-        data = b""
-    return _parsed(data, key, names)
-
-
-def _parsed(data: bytes, key: str, names: set[str]) -> dict[str, object]:
-    try:
-        value = parse_canonical(data)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise PayloadRefused(
-            f"A message carries no readable {key}; its sender is of another version."
-        ) from error
-    if not isinstance(value, dict) or set(value) != names:
-        raise PayloadRefused(f"A message's {key} has other fields than this version's.")
-    return value
-
-
-def _codecs(value: object) -> tuple[str, str]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise PayloadRefused("A message's field codec is not the names of two codecs.")
-    names = str(value[0]), str(value[1])
-    for name in names:
-        codec_id(name)  # refused here, before anything is charged
-    return names
-
-
-def _typed(header: dict, name: str, kind: type):  # type: ignore[no-untyped-def, type-arg]
-    value = header[name]
-    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
-        raise PayloadRefused(f"A message's field {name} is not of type {kind.__name__}.")
-    return value
-
-
-def _bounded(header: dict, name: str, kind: type, low: float, high: float):  # type: ignore[no-untyped-def, type-arg]
-    value = _typed(header, name, kind)
-    if not low <= value <= high:
-        raise SettingRefused(f"A message's field {name} must be from {low:g} to {high:g}.")
-    return value
-
-
-def _vectors(content: RecordDict, key: str) -> dict[str, Payload]:
-    try:
-        record = content.array_records[key]
-        vectors = {name: array.numpy() for name, array in record.items()}
-    except Exception as error:  # on hostile bytes numpy lets out errors of its tokenizer, zip and allocator
-        raise PayloadRefused(f"A message carries no readable {key}.") from error
-    for name, vector in vectors.items():
-        if not isinstance(vector, np.ndarray) or vector.dtype != np.uint8 or vector.ndim != 1:
-            raise PayloadRefused(f"A message's {name} is not one packed uint8 array.")
-    return vectors
 
 
 def wire_bytes(content: RecordDict) -> int:

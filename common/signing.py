@@ -12,11 +12,9 @@ FIPS 204.
 """
 
 import base64
-import contextlib
-import fcntl
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 
 from fedward.common.errors import SignatureRefused, TrustRefused
-from fedward.common.files import (
-    canonical_json,
-    config_folder,
-    parse_canonical,
-    read_bounded,
-    refused_output,
-    write_atomically,
-)
+from fedward.common.files import canonical_json, config_folder, parse_canonical
+from fedward.common.private_files import alone_in, read_private, write_private_once
 from fedward.common.trust import TRUST_FILE, TrustedKey, decode_base64, load_trust, write_trust
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -59,11 +51,7 @@ class Signer:
             TrustRefused: missing, damaged, or readable by others than their owner.
         """
         path = folder / KEY_FILE
-        data = read_bounded(path, _KEY_LIMIT_BYTES, refusal=TrustRefused)
-        if path.stat().st_mode & 0o077:
-            raise TrustRefused(
-                f"{path} may be read or changed by others: run `chmod 600` on it, or make new keys."
-            )
+        data = read_private(path, _KEY_LIMIT_BYTES)
         try:
             return _signer_of(parse_canonical(data))
         except ValueError as error:
@@ -77,12 +65,19 @@ class Signer:
             self._mldsa65.public_key().public_bytes_raw(),
         )
 
+    def sign_as(self, payload_type: str, payload: bytes) -> tuple[bytes, bytes]:
+        """(Ed25519, ML-DSA-65) signatures of `payload`, good for this type of payload only.
+
+        ML-DSA-65 signs with fresh randomness (FIPS 204, hedged), so no two signatures are the same bytes.
+        """
+        message = pre_authentication(payload_type, payload)
+        return self._ed25519.sign(message), self._mldsa65.sign(message)
+
     def sign(self, statement: dict[str, Any]) -> bytes:
         """The signed envelope of an in-toto statement, as canonical JSON."""
         payload = canonical_json(statement)
-        message = _pre_authentication(payload)
         keyid = self.public().keyid
-        signatures = (self._ed25519.sign(message), self._mldsa65.sign(message))
+        signatures = self.sign_as(PAYLOAD_TYPE, payload)
         return canonical_json(
             {
                 "payload": base64.b64encode(payload).decode(),
@@ -109,7 +104,7 @@ def verify(envelope: bytes, trust: Sequence[TrustedKey]) -> dict[str, Any]:
             f"The release is signed by key {keyid[:16]}, which the trust file does not hold; "
             "if the study did change its keys, fetch its new trust file."
         )
-    if not signers[0].signed(_pre_authentication(payload), ed25519, mldsa65):
+    if not signers[0].signed(pre_authentication(PAYLOAD_TYPE, payload), ed25519, mldsa65):
         raise SignatureRefused("A signature does not verify: the release was changed; fetch it again.")
     return _statement_of(payload)
 
@@ -121,12 +116,9 @@ def create_keys(folder: Path, name: str = "fedward") -> Signer:
         TrustRefused: there are keys already; they are never overwritten.
         OutputRefused: the folder or file cannot be written.
     """
-    path = folder / KEY_FILE
-    with _alone_in(folder):
-        if os.path.lexists(path):
-            raise TrustRefused(f"{path} exists already; keys are never overwritten: name another folder.")
-        seeds = (secrets.token_bytes(_SEED_BYTES), secrets.token_bytes(_SEED_BYTES))
-        write_atomically(path, _key_document(name, *seeds), mode=0o600)
+    seeds = (secrets.token_bytes(_SEED_BYTES), secrets.token_bytes(_SEED_BYTES))
+    with alone_in(folder):
+        write_private_once(folder / KEY_FILE, _key_document(name, *seeds))
     return Signer(name, *seeds)
 
 
@@ -139,7 +131,7 @@ def ensure_default_keys() -> Signer:
         OutputRefused: the configuration folder cannot be written.
     """
     home = config_folder()
-    with _alone_in(home):
+    with alone_in(home):
         keys = home / "keys"
         signer = Signer.load(keys) if os.path.lexists(keys / KEY_FILE) else create_keys(keys)
         if not os.path.lexists(home / TRUST_FILE):
@@ -152,9 +144,12 @@ def ensure_default_keys() -> Signer:
     return signer
 
 
-def _pre_authentication(payload: bytes) -> bytes:
-    """DSSE's PAE: what is signed is the type and the payload, each with its length."""
-    kind = PAYLOAD_TYPE.encode()
+def pre_authentication(payload_type: str, payload: bytes) -> bytes:
+    """DSSE's PAE: what is signed is the type and the payload, each with its length.
+
+    So a signature under one type never passes for one under another: a message for a release.
+    """
+    kind = payload_type.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
@@ -209,18 +204,3 @@ def _has_exactly(value: object, *fields: str) -> bool:
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(message)
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold a lock on `folder`, made if need be: two first runs at once must not make two keys."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise refused_output(folder, error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -90,7 +90,7 @@ def load_trust(path: Path | None = None) -> tuple[TrustedKey, ...]:
         raise TrustRefused(f"The trust file {path} is not JSON; fetch it again from the study.") from error
     if not isinstance(entries, list) or not entries:
         raise TrustRefused(f"The trust file {path} must be a JSON list of at least one key.")
-    return tuple(_key_of(entry, path) for entry in entries)
+    return tuple(key_of(entry, path) for entry in entries)
 
 
 def write_trust(path: Path, keys: Sequence[TrustedKey]) -> None:
@@ -100,6 +100,25 @@ def write_trust(path: Path, keys: Sequence[TrustedKey]) -> None:
         OutputRefused: the file cannot be written.
     """
     write_atomically(path, canonical_json([key.entry() for key in keys]) + b"\n")
+
+
+def key_of(entry: object, path: Path | str) -> TrustedKey:
+    """The key that `TrustedKey.entry` spelled; `path` is where it stood, for the sentence.
+
+    Raises:
+        TrustRefused: malformed, or its keyid is not its own.
+    """
+    if not isinstance(entry, dict) or set(entry) != {"name", "keyid", "ed25519", "mldsa65"}:
+        raise TrustRefused(f"A key in {path} must have exactly name, keyid, ed25519 and mldsa65.")
+    if not isinstance(entry["name"], str):
+        raise TrustRefused(f"A key in {path} has a name that is not text.")
+    try:
+        key = TrustedKey(entry["name"], decode_base64(entry["ed25519"]), decode_base64(entry["mldsa65"]))
+    except ValueError as error:
+        raise TrustRefused(f"The key {entry['name']!r} in {path} is damaged: {error}.") from error
+    if key.keyid != entry["keyid"]:
+        raise TrustRefused(f"The key {key.name!r} in {path} does not match its keyid; fetch the file again.")
+    return key
 
 
 def decode_base64(text: object) -> bytes:
@@ -117,17 +136,3 @@ def decode_base64(text: object) -> bytes:
     if base64.b64encode(data).decode() != text:
         raise ValueError("it is not the standard spelling of base64")
     return data
-
-
-def _key_of(entry: object, path: Path) -> TrustedKey:
-    if not isinstance(entry, dict) or set(entry) != {"name", "keyid", "ed25519", "mldsa65"}:
-        raise TrustRefused(f"A key in {path} must have exactly name, keyid, ed25519 and mldsa65.")
-    if not isinstance(entry["name"], str):
-        raise TrustRefused(f"A key in {path} has a name that is not text.")
-    try:
-        key = TrustedKey(entry["name"], decode_base64(entry["ed25519"]), decode_base64(entry["mldsa65"]))
-    except ValueError as error:
-        raise TrustRefused(f"The key {entry['name']!r} in {path} is damaged: {error}.") from error
-    if key.keyid != entry["keyid"]:
-        raise TrustRefused(f"The key {key.name!r} in {path} does not match its keyid; fetch the file again.")
-    return key

@@ -11,16 +11,16 @@ from pathlib import Path
 
 from fedward.common.errors import SettingRefused
 from fedward.common.files import make_folder
-from fedward.common.flower_tools import LOOPBACK, keep_secret, quiet_environment, tool
+from fedward.common.flower_tools import LOOPBACK, SUPERLINK_PORT, keep_secret, quiet_environment, tool
 from fedward.common.locks import only_holder
 from fedward.common.supervision import Program, Supervisor
 from fedward.server.control import Control
 from fedward.server.launching import Launcher
 from fedward.server.orders import Orders
 
-PORT = 9400
 _SECRET_FILE = "superexec.secret"  # noqa: S105 - a file's name
-_LOCK, _LOCK_SECONDS = "coordinator.lock", 2.0
+# Not the lock that `enrol` and `revoke` take, which work while this one is held.
+_LOCK, _LOCK_SECONDS = "up.lock", 2.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Link:
             registered are let in.
     """
 
-    port: int = PORT
+    port: int = SUPERLINK_PORT
     certificate: Path | None = None
     key: Path | None = None
     authority: Path | None = None

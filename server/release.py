@@ -37,6 +37,10 @@ _REPRODUCIBLE = (
     "Train with hospitals' own generators for a guarantee."
 )
 _PRIVATE = "Each site's DP-SGD steps are (epsilon, delta)-differentially private: add or remove one unit."
+_PRIVATE_MEASURED = (
+    "Each site's DP-SGD steps and its measurement of the model together are (epsilon, delta)-differentially "
+    "private: add or remove one unit."
+)
 _NOT_PRIVATE = "This release was trained without differential privacy, on data that must be public."
 
 
@@ -140,7 +144,8 @@ def _decision(study: Study, found: Calibration) -> dict[str, Any]:
 
 def _privacy(study: Study, sites: list[SitePrivacy]) -> dict[str, Any]:
     seeded = study.seed is not None
-    statement = _NOT_PRIVATE if study.target_epsilon is None else (_REPRODUCIBLE if seeded else _PRIVATE)
+    private = _PRIVATE_MEASURED if study.local.measures else _PRIVATE
+    statement = _NOT_PRIVATE if study.target_epsilon is None else (_REPRODUCIBLE if seeded else private)
     return {
         "unit": study.local.unit,
         "sites": [{"name": site.name, "epsilon": site.epsilon, "delta": site.delta} for site in sites],

@@ -1,4 +1,5 @@
-"""The study's loop: enrol, then round by round push, fold, step, measure, checkpoint.
+"""The study's loop: enrol, then round by round push, fold, step, measure, checkpoint; then, where the study
+asks for it, the measurement behind the last round.
 
 Flower's `Strategy.start` counts from round 1 and keeps nothing, so the loop is ours; messages, nodes and
 the strategy are Flower's. A study goes on from its last checkpoint wherever it was cut off.
@@ -21,6 +22,7 @@ from fedward.common.npz_files import read_archive
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.asking import Asking
 from fedward.server.checkpoint import Progress, load_checkpoint, save_checkpoint
+from fedward.server.measuring import Measurement, keep
 from fedward.server.reference import halve, measure
 from fedward.server.roster import Roster, enrol
 from fedward.server.strategy import FedwardAvg, released_latents
@@ -41,7 +43,7 @@ def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
     evaluation = None if reference is None else halve(reference).evaluation
     fixed = _fixed_vectors(folder, study)
     progress = _begin_or_resume(folder, study, fixed.pop(START))
-    if progress.server_round >= study.rounds:
+    if progress.server_round >= study.rounds and _is_measured(folder, study):
         return released_latents(progress, study)  # all is closed: no hospital needs to be there any more
     folder.note("enrolling", hospitals=len(study.hospitals))
     roster = Roster(grid, study)
@@ -63,11 +65,24 @@ def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
         strategy.progress.history.append(row)
         save_checkpoint(folder.checkpoint, strategy.progress, study)
         folder.note("closed", **row)
+    if not _is_measured(folder, study):
+        _measure(grid, folder, study, strategy.progress, roster)
     return released_latents(strategy.progress, study)
 
 
-def _note_reply(folder: StudyFolder, hospital: str) -> None:
-    folder.note("reply", hospital=hospital)
+def _is_measured(folder: StudyFolder, study: Study) -> bool:
+    return not study.local.measures or folder.measured.exists()
+
+
+def _measure(grid: Grid, folder: StudyFolder, study: Study, progress: Progress, roster: Roster) -> None:
+    folder.note("measuring")
+    roster.look()
+    measurement = Measurement(study, roster.nodes, released_latents(progress, study), progress.anchors)
+    messages = measurement.configure(grid)
+    asking = Asking(grid, roster, measurement.question, measurement.needs_more, study.round_timeout)
+    found = measurement.aggregate(asking.replies(messages))
+    keep(folder, study, progress, measurement, found)
+    folder.note("measured", uplink_bytes=found.uplink_bytes, downlink_bytes=found.downlink_bytes)
 
 
 def _fixed_vectors(folder: StudyFolder, study: Study) -> dict[str, Vector]:

@@ -7,7 +7,6 @@ and takes one reply at a time, and that a quorum closes a round. An optional ser
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -29,26 +28,7 @@ from fedward.common.messages import (
 )
 from fedward.server.aggregation import IntegerMean, norm_bound, screen
 from fedward.server.checkpoint import Progress
-
-_AWAY = "NotConnected"
-_LONGEST_NAME, _LONGEST_SENTENCE = 80, 400  # characters
-
-
-@dataclass(frozen=True)
-class LostReply:
-    """A hospital whose reply did not count, and why, in public words.
-
-    The words may be the sender's own, so they are cut to lengths that a record or a terminal bears.
-    """
-
-    hospital: str
-    name: str
-    message: str
-
-    def __post_init__(self) -> None:
-        """Cut the texts."""
-        object.__setattr__(self, "name", self.name[:_LONGEST_NAME])
-        object.__setattr__(self, "message", self.message[:_LONGEST_SENTENCE])
+from fedward.server.senders import LostReply, not_connected, returned, sender_of, speakers, stranger
 
 
 class FedwardAvg(FedAvg):
@@ -111,15 +91,10 @@ class FedwardAvg(FedAvg):
         self._sent = decode(request.vectors[LATENTS], len(self.progress.latents), study.downlink_codec)
         record = request.to_records()
         connected = set(grid.get_node_ids())
-        # One node a hospital: the last one that spoke for it.
-        speakers = {h.name: node_id for node_id, h in self._nodes.items() if node_id in connected}
-        self.lost = [
-            LostReply(hospital.name, _AWAY, "The hospital was not connected when the round opened.")
-            for hospital in study.hospitals
-            if hospital.name not in speakers
-        ]
+        speaking = speakers(self._nodes, connected)
+        self.lost = not_connected(study.hospitals, speaking)
         self._record, self._messages, self.downlink_bytes, self.usable = record, [], 0, 0
-        return [self.question(node_id) for node_id in speakers.values()]
+        return [self.question(node_id) for node_id in speaking.values()]
 
     def question(self, node_id: int) -> Message:
         """This round's TRAIN message to one node; it ends with the round, wherever it is then."""
@@ -148,9 +123,9 @@ class FedwardAvg(FedAvg):
         answered: set[str] = set()
         self.uplink_bytes, self._anchors = 0, {}
         for reply in replies:
-            hospital = self._sender(reply)
+            hospital = sender_of(reply, self._nodes, self._messages)
             if hospital is None:
-                self.lost.append(_stranger(reply))
+                self.lost.append(stranger(reply))
             else:
                 silent.discard(hospital.name)
                 self._fold(reply, hospital, server_round, mean, answered)
@@ -163,15 +138,6 @@ class FedwardAvg(FedAvg):
         self.replies = mean.replies
         self._step(server_round, mean.mean())
         return self.arrays(), MetricRecord({"replies": mean.replies, "num_examples": mean.weight})
-
-    def _sender(self, reply: Message) -> EnrolledHospital | None:
-        """Who replied; Flower's own errors come from its SuperLink, so they are known by what was asked."""
-        node_id, asked = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
-        if reply.has_error() and node_id not in self._nodes:
-            # A message has its id once it is pushed.
-            of_question = (m.metadata.dst_node_id for m in self._messages if m.metadata.message_id == asked)
-            node_id = next(of_question, node_id)
-        return self._nodes.get(node_id)
 
     def _fold(
         self,
@@ -196,8 +162,7 @@ class FedwardAvg(FedAvg):
             return
         answered.add(hospital.name)
         self.usable += 1
-        # It was away when the round opened, and came back in time.
-        self.lost = [one for one in self.lost if (one.hospital, one.name) != (hospital.name, _AWAY)]
+        self.lost = returned(self.lost, hospital.name)
         if content.anchor:
             self._anchors[hospital.name] = content.anchor
         self._on_reply(hospital.name)  # outside: what it refuses is no fault of the hospital's
@@ -265,13 +230,6 @@ def _empty(reply: Message) -> None:
     if reply.has_content():
         for record in reply.content.array_records.values():
             record.clear()
-
-
-def _stranger(reply: Message) -> LostReply:
-    node = f"node {reply.metadata.src_node_id}"
-    if reply.has_error():
-        return LostReply(node, *refusal_text(reply))
-    return LostReply(node, "UnknownNode", "A node that is no hospital of this study replied.")
 
 
 def released_latents(progress: Progress, study: Study) -> Vector:

@@ -2,7 +2,8 @@
 
 ``study.json``, ``reference.npz`` (public records, optional), ``fixed.npz`` (start, anchor, Fisher and
 teacher, where the study has them), ``checkpoint.bin``, ``progress.jsonl`` (for whoever watches),
-``final.npy`` (the released latents) and ``release/``.
+``final.npy`` (the released latents) and ``release/``. Where the study measures: ``measured.json`` and
+``fisher.npy``.
 """
 
 import errno
@@ -51,6 +52,16 @@ class StudyFolder:
     def final(self) -> Path:
         """The released latents, float32, as a numpy file: for the coordinator only."""
         return self.path / "final.npy"
+
+    @property
+    def measured(self) -> Path:
+        """What the hospitals answered to the measurement behind the last round."""
+        return self.path / "measured.json"
+
+    @property
+    def fisher(self) -> Path:
+        """The private Fisher's diagonal, float32, as a numpy file: for a later study's EWC."""
+        return self.path / "fisher.npy"
 
     def create(self, study: Study, reference: Split | None) -> None:
         """Write the study's settings and public reference records.

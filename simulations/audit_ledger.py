@@ -1,10 +1,11 @@
 """Probe (d): the ledger holds what happened.
 
-A hospital with keys of the operating system's answers two studies, is asked twice for one round, and fails
-once while it stores a reply. A witness beside it notes what no setting and no ledger entry can gloss over:
-each training run with its key and its output, each step that the accountant saw, each value of noise that
-was drawn, each pass of gradients over the records, each reply. What they cost is then set against the
-charges, read from the ledger's lines and not by the code that wrote them.
+A hospital with keys of the operating system's answers two studies, is asked twice for one round, fails once
+while it stores a reply, and is asked twice for a measurement. A witness beside it notes what no setting and
+no ledger entry can gloss over: each training run and each measurement with its key and its output, each step
+that the accountant saw, each value of noise that was drawn, each pass of gradients over the records, each
+reply. What they cost is then set against the charges, read from the ledger's lines and not by the code that
+wrote them.
 """
 
 import hashlib
@@ -21,9 +22,12 @@ from unittest import mock
 from fedward.client import hospital as hospital_module
 from fedward.client.hospital import Hospital, create_hospital
 from fedward.client.replies import ReplyStore
+from fedward.client.spending import DP_SGD
 from fedward.common.codec import encode
 from fedward.common.config import LocalSettings
 from fedward.common.errors import OutputRefused
+from fedward.common.measure_messages import MeasureRequest
+from fedward.common.measurement import FISHER, METRIC, measured_sizes
 from fedward.common.messages import LATENTS, TrainRequest
 from fedward.common.per_sample import PerSampleGradients
 from fedward.common.privacy import Mechanism, epsilon
@@ -31,6 +35,7 @@ from fedward.common.randomness import KeyedGenerator
 from fedward.simulations.audit_step import Check, audit_settings, phantoms, start
 
 STEPS, ROUNDS = 4, 3
+_METRIC_SIGMA, _FISHER_SIGMA = 6.0, 7.0
 _SIGMA, _RATE, _BUDGET, _RECORDS = 3.0, 0.5, 30.0, 24
 
 Steps = Counter[tuple[float, float]]  # (noise multiplier, sample rate) -> steps
@@ -44,12 +49,14 @@ class Witness:
     Attributes:
         runs: each distinct (key, output) of a training run, with its accountant's steps. The same key and
             output again, as after a crash, releases nothing new.
-        noise_values: drawn in each of `runs`.
-        stray_passes: gradients taken over records outside of a training run.
+        measured: likewise for measurements, with the noise multiplier of each kind that came out.
+        noise_values: drawn in each of `runs` and `measured`.
+        stray_passes: gradients taken over records outside of both.
         left: digests of the replies that left, by round.
     """
 
     runs: dict[tuple[str, str], Steps] = field(default_factory=dict)
+    measured: dict[tuple[str, str], dict[str, float]] = field(default_factory=dict)
     noise_values: dict[tuple[str, str], int] = field(default_factory=dict)
     stray_passes: int = 0
     left: dict[_Round, set[str]] = field(default_factory=dict)
@@ -60,21 +67,29 @@ class Witness:
         """All steps of distinct runs."""
         return sum(self.runs.values(), Steps())
 
+    def measurements(self, kind: str) -> Steps:
+        """All distinct measurements of a kind."""
+        return Steps((found[kind], 1.0) for found in self.measured.values() if kind in found)
+
     @contextmanager
     def watching(self) -> Iterator["Witness"]:
         """Note what the hospital's code does."""
         with ExitStack() as patches:
             for owner, name, around in (
                 (hospital_module, "train", self._around_train),
+                (hospital_module, "measure", self._around_measure),
                 (KeyedGenerator, "normal", self._around_normal),
                 (PerSampleGradients, "in_parts", self._around_compute),
             ):
                 patches.enter_context(mock.patch.object(owner, name, around(getattr(owner, name))))
             yield self
 
-    def answered(self, request: TrainRequest, hospital: Hospital) -> None:
-        """Ask for a round and note what leaves."""
-        digest = hashlib.sha256(hospital.answer(request).update.tobytes()).hexdigest()
+    def answered(self, request: TrainRequest | MeasureRequest, hospital: Hospital) -> None:
+        """Ask for a round, or for the measurement behind the last, and note what leaves."""
+        if isinstance(request, MeasureRequest):
+            digest = _digest(hospital.measure(request).measured)
+        else:
+            digest = hashlib.sha256(hospital.answer(request).update.tobytes()).hexdigest()
         self.left.setdefault((request.study, request.server_round), set()).add(digest)
 
     def _around_train(self, train: Any) -> Any:
@@ -88,6 +103,21 @@ class Witness:
             self.runs[run] = Steps({(sigma, rate): count for sigma, rate, count in accountant.history})
             self.noise_values[run] = self._drawn
             return change, accountant
+
+        return watched
+
+    def _around_measure(self, measure: Any) -> Any:
+        def watched(settings: LocalSettings, *given: Any) -> Any:
+            self._inside, self._drawn = True, 0
+            try:
+                found = measure(settings, *given)
+            finally:
+                self._inside = False
+            run = (given[-1].key_digest, _digest(found))
+            asked = {METRIC: settings.metric_noise_multiplier, FISHER: settings.fisher_noise_multiplier}
+            self.measured[run] = {kind: asked[kind] for kind in found}
+            self.noise_values[run] = self._drawn
+            return found
 
         return watched
 
@@ -106,11 +136,16 @@ class Witness:
         return watched
 
 
+def _digest(measured: dict[str, Any]) -> str:
+    return hashlib.sha256(b"".join(measured[kind].tobytes() for kind in sorted(measured))).hexdigest()
+
+
 def ledger(seed: int) -> Iterator[Check]:
     """Run the hospital and compare."""
     settings = audit_settings(
-        noise_multiplier=_SIGMA, sample_rate=_RATE, local_steps=STEPS, rounds=ROUNDS, target_delta=1e-5
-    )
+        noise_multiplier=_SIGMA, sample_rate=_RATE, local_steps=STEPS, rounds=ROUNDS, target_delta=1e-5,
+        metric_noise_multiplier=_METRIC_SIGMA, fisher_noise_multiplier=_FISHER_SIGMA,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder, witness = Path(name), Witness()
         with witness.watching():
@@ -134,6 +169,9 @@ def _run(folder: Path, settings: LocalSettings, seed: int, witness: Witness) -> 
     hospital = Hospital(folder)  # a restart
     witness.answered(requests[1], hospital)
     witness.answered(requests[2], hospital)
+    measurement = MeasureRequest("first", settings, packed[LATENTS])
+    witness.answered(measurement, hospital)
+    witness.answered(measurement, hospital)
     return hospital
 
 
@@ -143,21 +181,31 @@ def _disk_full() -> Any:
 
 def _compared(folder: Path, settings: LocalSettings, hospital: Hospital, witness: Witness) -> Iterator[Check]:
     charges, happened = charges_on_disk(folder), witness.steps()
-    charged = _steps_of(charges, "dp-sgd")
+    charged = _steps_of(charges, DP_SGD)
     yield Check("steps that ran and are not charged", sum((happened - charged).values()), high=0)
-    values = len(start(settings, 0)) * sum(charged.values())
-    drawn = sum(witness.noise_values.values())
-    yield Check("noise drawn for steps that are not charged", max(0, drawn - values), high=0)
-    uncharged = 0 if any(charge["kind"] == "fisher" for charge in charges) else witness.stray_passes
-    yield Check("gradient passes over the records outside of a charged step", uncharged, high=0)
+    for kind in (METRIC, FISHER):
+        uncharged = witness.measurements(kind) - _steps_of(charges, kind)
+        yield Check(f"measurements of kind {kind} that are not charged", sum(uncharged.values()), high=0)
+    yield Check(
+        "noise drawn for steps that are not charged", max(0, _overdrawn(charges, settings, witness)), high=0
+    )
+    yield Check("gradient passes over the records outside of charged work", witness.stray_passes, high=0)
     yield Check("replies to one round", max(map(len, witness.left.values())), 1, 1)
     rounds = {(charge["study"], charge["round"]) for charge in charges}
     stored = set(replies_on_disk(folder)) | set(witness.left)
     yield Check("replies without a charge", len(stored - rounds), high=0)
+    happened = sum((witness.measurements(kind) for kind in (METRIC, FISHER)), happened)
     spent = hospital.budget.spent() if hospital.budget is not None else 0.0
     yield Check(
         "epsilon of what happened, over the ledger's", _epsilon(happened, settings) / spent, high=1.001
     )
+
+
+def _overdrawn(charges: list[dict[str, Any]], settings: LocalSettings, witness: Witness) -> int:
+    """Values of noise that were drawn beyond one for each coordinate of each charged mechanism."""
+    sizes = {DP_SGD: len(start(settings, 0)), **measured_sizes(settings)}
+    paid = sum(size * sum(_steps_of(charges, kind).values()) for kind, size in sizes.items())
+    return sum(witness.noise_values.values()) - paid
 
 
 def charges_on_disk(folder: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 from fedward.common.errors import Refusal
 from fedward.simulations import audit_faults as faults
 from fedward.simulations import audit_ledger_faults as ledger_faults
+from fedward.simulations import audit_measurement_faults as measurement_faults
 from fedward.simulations.audit_bounds import CONFIDENCE
 from fedward.simulations.audit_canaries import (
     DELTA,
@@ -21,6 +22,7 @@ from fedward.simulations.audit_canaries import (
 )
 from fedward.simulations.audit_faults import Plant
 from fedward.simulations.audit_ledger import ledger
+from fedward.simulations.audit_measurement import measured_noise, measured_sensitivity
 from fedward.simulations.audit_noise import noise
 from fedward.simulations.audit_sensitivity import sensitivity
 from fedward.simulations.audit_step import Check
@@ -61,6 +63,16 @@ def _both_audits(seed: int) -> Iterator[Check]:
     yield from canaries(SAMPLED, seed)
 
 
+def _all_sensitivities(seed: int) -> Iterator[Check]:
+    yield from sensitivity(seed)
+    yield from measured_sensitivity(seed)
+
+
+def _all_noise(seed: int) -> Iterator[Check]:
+    yield from noise(seed)
+    yield from measured_noise(seed)
+
+
 def _case(name: str) -> Measure:
     return partial(sensitivity, only=(name,))
 
@@ -70,8 +82,8 @@ _FULL, _SAMPLED = partial(canaries, FULL), partial(canaries, SAMPLED)
 PROBES = (
     Probe(
         "sensitivity",
-        "one unit moves the noiseless released sum by at most the clip",
-        sensitivity,
+        "one unit moves each noiseless released sum by at most its sensitivity",
+        _all_sensitivities,
         (
             Fault("no clip", faults.optimizer(faults.NoClip), _case("default")),
             Fault("clip after the sum", faults.optimizer(faults.ClipAfterSum), _case("default")),
@@ -90,12 +102,14 @@ PROBES = (
                 _case("a model that overflows"),
             ),
             Fault("denominator by the draw", faults.optimizer(faults.DenominatorByDraw), _case("default")),
+            Fault("a Fisher without a clip", measurement_faults.fisher_without_clip, measured_sensitivity),
+            Fault("counts weighted by class", measurement_faults.weighted_counts, measured_sensitivity),
         ),
     ),
     Probe(
         "noise",
         "the released noise is Gaussian, of the stated scale, and never used twice",
-        noise,
+        _all_noise,
         (
             Fault("half the noise", faults.optimizer(faults.HalfNoise)),
             Fault("no noise", faults.optimizer(faults.NoNoise)),
@@ -106,6 +120,8 @@ PROBES = (
             Fault("the same noise in every layer", faults.optimizer(faults.SameNoiseEveryLayer)),
             Fault("uniform noise of the same variance", faults.optimizer(faults.UniformNoise)),
             Fault("denominator by the draw", faults.optimizer(faults.DenominatorByDraw)),
+            Fault("a Fisher's noise by the clip", measurement_faults.noise_by_the_clip, measured_noise),
+            Fault("counts' noise for one cell", measurement_faults.noise_for_one_cell, measured_noise),
         ),
     ),
     Probe(
@@ -124,6 +140,7 @@ PROBES = (
         ledger,
         (
             Fault("a Fisher that was not charged", ledger_faults.uncharged_fisher),
+            Fault("a measurement that was not charged", measurement_faults.not_charged),
             Fault("a round run twice with fresh noise", ledger_faults.fresh_noise),
             Fault("a charge of fewer steps", ledger_faults.fewer_steps),
             Fault("a charge at more noise", ledger_faults.more_noise_charged),

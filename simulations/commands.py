@@ -76,6 +76,22 @@ def simulate(
     max_grad_norm: Annotated[
         float, _option(_PRIVACY, "Clip: the largest norm of one image's gradient.")
     ] = _D.max_grad_norm,
+    private_metrics: Annotated[
+        float,
+        _option(
+            _PRIVACY,
+            "Noise multiplier of counts on the hospitals' own records, from which accuracy and AUC follow: "
+            "asked once, charged within --epsilon; for example 10. 0 asks for none.",
+        ),
+    ] = _D.private_metrics,
+    private_fisher: Annotated[
+        float,
+        _option(
+            _PRIVACY,
+            "Noise multiplier of a Fisher by output channel on the hospitals' own records, for EWC in a "
+            "later study (fisher.npy): asked once, charged within --epsilon; for example 2. 0 asks for none.",
+        ),
+    ] = _D.private_fisher,
     sample_rate: Annotated[
         float, _option(_PRIVACY, "Probability that an image takes part in a step (Poisson sampling).")
     ] = _D.sample_rate,
@@ -144,6 +160,14 @@ def simulate(
         str | None,
         _option(
             _CONTINUE, "Public data of the earlier task, for EWC's Fisher; by default the study's reference."
+        ),
+    ] = None,
+    ewc_fisher: Annotated[
+        str | None,
+        _option(
+            _CONTINUE,
+            "The earlier study's private Fisher for EWC: fisher.npy in its folder. By default the Fisher is "
+            "of public reference data.",
         ),
     ] = None,
     out: Annotated[Path, _option(_RUN, "Folder of the run.")] = Path("runs/simulation"),
@@ -234,12 +258,23 @@ def _summary(metrics: dict[str, Any], out: Path, bundle: Path) -> list[str]:
         privacy += "its noise came from the seed, so it protects nobody"
     return [
         f"test     AUC {auc}, {figures}",
+        *_private(metrics),
         f"privacy  {privacy}",
         f"model    {release['bytes']:,} bytes, {release['fp32_bytes'] / release['bytes']:.1f} times smaller "
         f"than fp32; the bundle {release['bundle_bytes']:,}",
         printable(f"report   {out / 'report.html'}"),
         printable(f"release  {bundle}"),
     ]
+
+
+def _private(metrics: dict[str, Any]) -> list[str]:
+    """What the hospitals counted under privacy, where they were asked."""
+    measured = metrics.get("measurement")
+    if measured is None or measured["figures"] is None:
+        return []
+    auc, error = measured["figures"]["auc"], measured["standard_errors"]["auc"]
+    said = "hidden by the noise" if auc is None else f"{auc:.3f} (standard error {error:.3f})"
+    return [f"private  AUC {said} on {measured['on']}"]
 
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, help=_HELP)

@@ -72,6 +72,21 @@ _TABLE: dict[str, Any] = {
     "environment": "settings",
 }
 
+# Only where the study asked its hospitals for a measurement.
+_MEASUREMENT = {
+    "on": "text",
+    "hospitals": "count",
+    "num_examples": "count",
+    "noise_multipliers": "settings",
+    "figures": "settings?",
+    "standard_errors": "settings?",
+    "fisher": "text?",
+    "uplink_bytes": "count",
+    "downlink_bytes": "count",
+    "refusals": [_REFUSAL],
+}
+_STANDARD_ERRORS = dict.fromkeys(_FIGURES, "amount?")
+
 
 def check_metrics(metrics: Mapping[str, Any]) -> None:
     """Refuse metrics that do not follow `fedward.metrics/1`.
@@ -85,11 +100,21 @@ def check_metrics(metrics: Mapping[str, Any]) -> None:
         raise ValueError(f"metrics.schema must be {SCHEMA!r}, not {metrics['schema']!r}.")
     if metrics["dataset"]["task"] not in TASKS:
         raise ValueError(f"metrics.dataset.task must be one of {', '.join(TASKS)}.")
+    if "measurement" in metrics:
+        _check_measurement(metrics["measurement"])
     for name, figures in (metrics["comparison"] or {}).items():
         if name not in COMPARISONS:
             raise ValueError(f"metrics.comparison has {', '.join(COMPARISONS)}, but not {name!r}.")
         if figures is not None:
             _check_field(f"metrics.comparison.{name}", figures, _FIGURES)
+
+
+def _check_measurement(measurement: Any) -> None:
+    where = "metrics.measurement"
+    _check_field(where, measurement, _MEASUREMENT)
+    for name, rules in (("figures", _FIGURES), ("standard_errors", _STANDARD_ERRORS)):
+        if measurement[name] is not None:
+            _check_field(f"{where}.{name}", measurement[name], rules)
 
 
 def write_metrics(path: Path, metrics: Mapping[str, Any]) -> None:

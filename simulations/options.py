@@ -20,6 +20,7 @@ from fedward.common.config import (
 )
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import SettingRefused, UnknownName
+from fedward.common.measurement import measurements
 from fedward.common.models import STUDENTS
 from fedward.common.privacy import noise_multiplier
 from fedward.server.reference import class_prior
@@ -41,7 +42,13 @@ _KNOWN = {
     "downlink": tuple(CODECS),
 }
 # Settings of a study that the command calls otherwise.
-_OPTION_OF = {"target_delta": "delta", "uplink_codec": "uplink", "downlink_codec": "downlink"}
+_OPTION_OF = {
+    "target_delta": "delta",
+    "uplink_codec": "uplink",
+    "downlink_codec": "downlink",
+    "metric_noise_multiplier": "private_metrics",
+    "fisher_noise_multiplier": "private_fisher",
+}
 _HIGHEST_PLANNED = 2.0  # learning rate
 _LARGEST_STEP = 2.0**9  # what the coordinator's sum takes for one weight in one round
 
@@ -80,6 +87,9 @@ class Options:
     continue_from: str | None = None
     ewc_lambda: float = 0.0
     ewc_reference: str | None = None
+    ewc_fisher: str | None = None
+    private_metrics: float = 0.0
+    private_fisher: float = 0.0
     quorum: int | None = None
     round_timeout: float = 3600.0
     compare: bool = False
@@ -126,6 +136,16 @@ class Options:
             raise SettingRefused(
                 "--ewc-reference needs --ewc-lambda: it gives the Fisher that EWC pulls with."
             )
+        if self.ewc_fisher is not None and not self.ewc_lambda > 0:
+            raise SettingRefused("--ewc-fisher needs --ewc-lambda: it is the Fisher that EWC pulls with.")
+        if self.ewc_fisher is not None and self.ewc_reference is not None:
+            raise SettingRefused("--ewc-fisher is a Fisher already: leave out --ewc-reference, or that.")
+        for flag, sigma in (
+            ("--private-metrics", self.private_metrics),
+            ("--private-fisher", self.private_fisher),
+        ):
+            if sigma != 0 and self.epsilon is None:
+                raise SettingRefused(f"{flag} is charged to a budget: leave out --epsilon none.")
         if self.views > 1 and self.augmentation == "none":
             raise SettingRefused(
                 f"--views {self.views} needs --augmentation shift or affine: else all views of an image are "
@@ -140,7 +160,10 @@ class Options:
         for flag, needs_it in (
             ("--teacher reference", self.teacher == "reference"),
             ("--decision calibrated", self.decision == "calibrated"),
-            ("--ewc-lambda without --ewc-reference", self.ewc_lambda > 0 and self.ewc_reference is None),
+            (
+                "--ewc-lambda without --ewc-reference or --ewc-fisher",
+                self.ewc_lambda > 0 and self.ewc_reference is None and self.ewc_fisher is None,
+            ),
         ):
             if needs_it:
                 raise SettingRefused(f"{flag} needs public reference data: leave out --reference none.")
@@ -172,7 +195,8 @@ def plan_study(
         return study
     # Last, since it takes seconds: all else is refused before it.
     steps = options.rounds * options.local_steps
-    sigma = noise_multiplier(options.epsilon, options.delta, options.sample_rate, steps)
+    spent = list(measurements(study.local).values())
+    sigma = noise_multiplier(options.epsilon, options.delta, options.sample_rate, steps, spent)
     local = dataclasses.replace(study.local, noise_multiplier=sigma)
     planned = planned_learning_rate(local, study.hospitals)
     rate = planned if options.learning_rate is None else options.learning_rate
@@ -215,6 +239,8 @@ def _local(options: Options, dataset: ImageDataset, reference: Split | None) -> 
         ewc_lambda=options.ewc_lambda,
         distillation_alpha=0.0 if options.teacher == "none" else options.distillation_alpha,
         distillation_temperature=options.distillation_temperature,
+        metric_noise_multiplier=options.private_metrics,
+        fisher_noise_multiplier=options.private_fisher,
     )
 
 

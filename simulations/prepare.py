@@ -15,6 +15,7 @@ from fedward.common.messages import ANCHOR, FISHER, TEACHER
 from fedward.common.randomness import KeyedGenerator
 from fedward.common.trust import load_trust
 from fedward.server.export import latents_of
+from fedward.server.measuring import read_fisher
 from fedward.server.reference import EXPLANATION, fisher_diagonal, halve
 from fedward.server.rounds import START
 from fedward.server.study_folder import StudyFolder
@@ -116,8 +117,7 @@ def _fixed(
     if parent is not None:
         fixed[START] = _parent_latents(study.local, parent)
     if options.ewc_lambda > 0:
-        records = _ewc_records(options, study.local, reference)
-        fixed |= {ANCHOR: fixed[START], FISHER: fisher_diagonal(study.local, fixed[START], records)}
+        fixed |= {ANCHOR: fixed[START], FISHER: _fisher(options, study.local, fixed[START], reference)}
     if options.teacher == "reference":
         fixed[TEACHER] = _teacher(study, reference)
     return fixed
@@ -142,6 +142,13 @@ def _parent_latents(local: LocalSettings, parent: Bundle) -> Vector:
     if not np.isfinite(latents).all():
         raise BundleRefused("The release to continue from holds weights that are no finite numbers.")
     return latents
+
+
+def _fisher(options: Options, local: LocalSettings, latents: Vector, reference: Split | None) -> Vector:
+    """Of an earlier study's hospitals, where it left one under privacy; else of public records."""
+    if options.ewc_fisher is not None:
+        return read_fisher(Path(options.ewc_fisher), len(latents))
+    return fisher_diagonal(local, latents, _ewc_records(options, local, reference))
 
 
 def _ewc_records(options: Options, local: LocalSettings, reference: Split | None) -> Split:

@@ -15,6 +15,7 @@ from fedward.simulations.report_classes import confusion_section, roc_section
 from fedward.simulations.report_costs import privacy_section, release_section, traffic_section
 from fedward.simulations.report_details import ReportDetails
 from fedward.simulations.report_header import header, subject
+from fedward.simulations.report_measurement import measurement_sections
 from fedward.simulations.report_quality import comparison_section, hospitals_section
 from fedward.simulations.report_record import (
     environment_section,
@@ -53,6 +54,7 @@ def render_report(metrics: Mapping[str, Any], details: ReportDetails) -> str:
         roc_section(details, beside=rounds.half),
         confusion_section(details),
         hospitals_section(metrics),
+        *measurement_sections(metrics),
         privacy_section(metrics),
         traffic_section(metrics),
         release_section(metrics),

@@ -40,7 +40,7 @@ _LIMIT = 1 << 20
 
 def _own_names(out: Path) -> set[str]:
     folder = StudyFolder(out)
-    paths = (folder.checkpoint, folder.release, folder.fixed, folder.final)
+    paths = (folder.checkpoint, folder.release, folder.fixed, folder.final, folder.measured, folder.fisher)
     names = {OPTIONS, METRICS, REPORT, HOSPITALS, PROGRESS, FLOWER, "study.json", "reference.npz"}
     return names | {path.name for path in paths}
 

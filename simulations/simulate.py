@@ -28,6 +28,7 @@ from fedward.simulations.comparison import compare
 from fedward.simulations.evaluation import REPORT_IMAGES, hospital_entries, metrics_of, release_entry
 from fedward.simulations.federation import run_in_process
 from fedward.simulations.flower_simulation import run_on_ray
+from fedward.simulations.measurement_entry import measurement_entry
 from fedward.simulations.metrics_file import check_metrics, write_metrics
 from fedward.simulations.prepare import Simulation
 from fedward.simulations.report import ReportDetails, write_report
@@ -73,6 +74,7 @@ def run(simulation: Simulation, console: Console) -> Finished:
     rounds = [{**row, "epsilon": spent_after(study, row["round"])} for row in progress.history]
     timing = _timing(rounds, time.monotonic() - started)
     metrics = metrics_of(simulation, study, rounds, hospitals, release, comparison, timing)
+    metrics |= measurement_entry(folder, study)
     write_metrics(folder.path / METRICS, metrics)
     write_report(folder.path / REPORT, metrics, _details(simulation, study, bundle, logits))
     return Finished(metrics, folder.release)

@@ -5,6 +5,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,20 @@ import pytest
 import zstandard
 from onnx import TensorProto, helper, numpy_helper
 
+from fedward.client import enrolment as client_enrolment
 from fedward.client.hospital import create_hospital
+from fedward.client.membership import Membership
 from fedward.common import cli
 from fedward.common.bundle import write_bundle
 from fedward.common.config import EnrolledHospital, LocalSettings, Study
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.golden import Golden, golden_bytes
+from fedward.common.instants import utc_now
 from fedward.common.manifest import GOLDEN, MODEL
 from fedward.common.signing import Signer
 from fedward.common.trust import write_trust
+from fedward.server.coordinator import Address, Coordinator
+from fedward.server.enrolment import answer, review
 from fedward.server.study_folder import StudyFolder
 from fedward.simulations import sources
 from fedward.simulations.phantoms import make_phantoms
@@ -238,3 +244,39 @@ def fedward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
         patch.setenv("FEDWARD_CONFIG", str(tmp_path_factory.mktemp("config")))
         patch.setattr(sources, "download_medmnist", lambda *_: pytest.fail("a test asked for the network"))
         yield run
+
+
+NOW = utc_now()
+
+
+@dataclass
+class Member:
+    """A hospital of a test federation: its state folder and its place."""
+
+    state: Path
+    place: Membership
+
+
+@pytest.fixture(scope="session")
+def make_coordinator() -> Callable[..., Coordinator]:
+    """make_coordinator(folder, port=..., superlink_port=...) -> a coordinator."""
+
+    def make(folder: Path, port: int = 8443, superlink_port: int = 9091, now: datetime = NOW) -> Coordinator:
+        address = Address("localhost", port, "127.0.0.1", superlink_port)
+        return Coordinator.create(folder, "study office", address, now)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def join_federation() -> Callable[..., Member]:
+    """join_federation(coordinator, state, name, now=...) -> a hospital that joined it."""
+
+    def enter(coordinator: Coordinator, state: Path, name: str, now: datetime = NOW) -> Member:
+        request, file = client_enrolment.join(state, name, 100, now, anew=True)
+        seen = review(coordinator, file, now)
+        answered = answer(coordinator, seen, request.fingerprint, now, "tests")
+        own = coordinator.federation(now).generations[0].fingerprint
+        return Member(state, client_enrolment.accept(state, answered, own, now))
+
+    return enter

@@ -219,7 +219,7 @@ def test_a_coordinator_keeps_sends_and_releases_the_last_anchors(
         assert hospital.budget is not None
         last = hospital.budget.find(study.name, study.rounds)
         assert last is not None
-        assert hospital._anchors.opened(token) == (hospital.budget.ledger.id, last.head)
+        assert hospital._account.anchors.opened(token) == (hospital.budget.ledger.id, last.head)
 
 
 def test_anchors_differ_between_runs_of_one_seed_and_the_releases_digest_does_not(

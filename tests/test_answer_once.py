@@ -98,7 +98,7 @@ def test_what_leaves_is_what_was_stored_not_what_was_computed(
     monkeypatch.setattr(
         hospital._replies,
         "store",
-        lambda study, number, digest, reply: store(study, number, digest, other.to_bytes()),
+        lambda study, number, digest, reply, kind: store(study, number, digest, other.to_bytes(), kind),
     )
     assert hospital.answer(ask(2)).to_bytes() == other.to_bytes()
 
@@ -109,7 +109,7 @@ def test_a_round_that_is_run_again_after_a_crash_gives_the_whole_reply_again(
     """Also the anchor, though the ledger has grown since by another study's round."""
     folder, computed = make_site(), []
 
-    def crash(study: str, number: int, digest: str, reply: bytes) -> bytes:
+    def crash(study: str, number: int, digest: str, reply: bytes, kind: str) -> bytes:
         computed.append(reply)
         raise Crash
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from fedward.client import hospital as hospital_module
-from fedward.client import training
+from fedward.client import measuring, training
 from fedward.client.budget import Budget
 from fedward.client.hospital import Hospital
 from fedward.client.replies import ReplyStore
@@ -248,7 +248,7 @@ def test_each_planted_fault_is_caught_by_its_probe_and_gone_afterwards(probe: Pr
 def _patched() -> list[object]:
     """Everything that a fault or a witness replaces."""
     classes = (Budget, Hospital, KeyedGenerator, PerSampleGradients, ReplyStore, RoundKeys)
-    return [dict(vars(owner)) for owner in (training, hospital_module, *classes)]
+    return [dict(vars(owner)) for owner in (training, measuring, hospital_module, *classes)]
 
 
 def test_every_fault_of_the_issue_is_planted() -> None:
@@ -258,6 +258,8 @@ def test_every_fault_of_the_issue_is_planted() -> None:
         "clip after the sum",
         "EWC's penalty multiplied by clip factors",
         "BatchNorm in the student",
+        "a Fisher without a clip",
+        "counts weighted by class",
     }
     assert planted["noise"] >= {
         "half the noise",
@@ -265,10 +267,13 @@ def test_every_fault_of_the_issue_is_planted() -> None:
         "no noise",
         "noise for each physical batch",
         "no noise for an empty sample",
+        "a Fisher's noise by the clip",
+        "counts' noise for one cell",
     }
     assert planted["canaries"] == {"no clip", "no subsampling", "half the noise"}
     assert planted["ledger"] >= {
         "a Fisher that was not charged",
+        "a measurement that was not charged",
         "a round run twice with fresh noise",
         "a charge of fewer steps",
     }
@@ -279,6 +284,7 @@ def test_nothing_shipped_knows_of_the_faults() -> None:
         for path in (ROOMS / room).rglob("*.py"):
             assert "audit_faults" not in path.read_text()
             assert "audit_ledger_faults" not in path.read_text()
+            assert "audit_measurement" not in path.read_text()
 
 
 # The command

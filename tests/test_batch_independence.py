@@ -49,7 +49,7 @@ def test_without_the_public_shape_it_would(
 ) -> None:
     """The check above can fail: batches of as many rows as were drawn round otherwise."""
     torch.set_num_threads(1)
-    monkeypatch.setattr(training, "_filled", lambda rows, size: rows)
+    monkeypatch.setattr(training, "filled", lambda rows, size: rows)
     settings = make_local(student="fp32-cnn", height=28, width=28, augmentation="none")
     rng = np.random.default_rng(0)
     records = Split(rng.integers(0, 256, (40, 28, 28, 1), np.uint8), np.arange(40) % 2)

@@ -42,6 +42,8 @@ LOCAL: dict[str, Any] = {
     "ewc_lambda": 0.0,
     "distillation_alpha": 0.0,
     "distillation_temperature": 2.0,
+    "metric_noise_multiplier": 0.0,
+    "fisher_noise_multiplier": 0.0,
 }
 STUDY: dict[str, Any] = {
     "name": "chest",
@@ -68,13 +70,15 @@ LOCAL_RANGES = {
     "sample_rate": (1e-6, 1.0, False),
     "local_steps": (1, 1000, True),
     "rounds": (1, 100_000, True),
-    "noise_multiplier": (0.0, 1e6, False),
+    "noise_multiplier": (0.0, 1e3, False),
     "max_grad_norm": (1e-6, 1e6, False),
     "target_delta": (1e-12, 1e-2, False),
     "views": (1, 64, True),
     "ewc_lambda": (0.0, 1e9, False),
     "distillation_alpha": (0.0, 1.0, False),
     "distillation_temperature": (0.1, 100.0, False),
+    "metric_noise_multiplier": (0.0, 1e3, False),
+    "fisher_noise_multiplier": (0.0, 1e3, False),
     "height": (16, 512, True),
     "width": (16, 512, True),
 }
@@ -173,6 +177,23 @@ def test_no_study_setting_may_be_missing(name: str) -> None:
 def test_every_setting_is_checked_by_some_case_above() -> None:
     assert set(LOCAL) == {*LOCAL_RANGES, *CHOICES} == {f.name for f in dataclasses.fields(LocalSettings)}
     assert set(STUDY) == {*STUDY_RANGES, *STUDY_CHOICES} == {f.name for f in dataclasses.fields(Study)}
+
+
+@pytest.mark.parametrize("name", ["metric_noise_multiplier", "fisher_noise_multiplier"])
+def test_a_measurement_that_is_off_leaves_no_trace_in_a_studys_json(name: str) -> None:
+    """Digests of studies without it are those of before it existed."""
+    off, on = study(), study(local=local(**{name: 5.0}))
+    assert name not in off.to_dict()["local"]
+    assert on.to_dict()["local"] == {**off.to_dict()["local"], name: 5.0}
+    for one in (off, on):
+        assert Study.from_dict(one.to_dict()) == one
+    assert (off.local.measures, on.local.measures) == (False, True)
+
+
+@pytest.mark.parametrize("name", ["metric_noise_multiplier", "fisher_noise_multiplier"])
+def test_a_study_without_noise_measures_nothing(name: str) -> None:
+    with pytest.raises(SettingRefused, match="train with noise too"):
+        local(noise_multiplier=0.0, **{name: 5.0})
 
 
 @pytest.mark.parametrize("name", LOCAL_RANGES)

@@ -22,6 +22,7 @@ from fedward.client.state_folder import SOCKET, socket_address
 from fedward.common.codec import encode
 from fedward.common.config import LocalSettings, Study
 from fedward.common.errors import DatasetRefused, OutputRefused
+from fedward.common.measure_messages import CODEC, MEASURE, MeasureReply, MeasureRequest
 from fedward.common.messages import LATENTS, TrainReply, TrainRequest
 from fedward.common.reply_codes import NO_DAEMON, REFUSED
 from fedward.server.rounds import initial_latents
@@ -61,6 +62,25 @@ def test_a_round_is_answered_and_asked_again_gives_the_same_bytes(up: Path, stud
     assert isinstance(first, RecordDict)
     assert isinstance(again, RecordDict)
     assert TrainReply.from_records(first).to_bytes() == TrainReply.from_records(again).to_bytes()
+
+
+def test_a_measurement_is_answered_and_asked_again_gives_the_same_bytes(
+    tmp_path: Path,
+    make_study: Callable[..., Study],
+    make_local: Callable[..., LocalSettings],
+    make_federation: Callable[..., StudyFolder],
+) -> None:
+    study = make_study(make_local(rounds=1, metric_noise_multiplier=6.0), (30,), quorum=1)
+    folder = make_federation(tmp_path / "m", study).path / "hospitals" / "0"
+    content = MeasureRequest(study.name, study.local, encode(initial_latents(study), CODEC)).to_records()
+    server = serve(DaemonService(app, folder), folder)
+    ask(folder, _round(study))
+    first, again = (ask(folder, Request(MEASURE, 60.0, content)) for _ in range(2))
+    server.stop(0).wait()
+    assert isinstance(first, RecordDict)
+    assert isinstance(again, RecordDict)
+    answers = [MeasureReply.from_records(one, study.local).to_bytes() for one in (first, again)]
+    assert answers[0] == answers[1]
 
 
 def test_the_socket_is_its_owners_alone(up: Path) -> None:

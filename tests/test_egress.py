@@ -24,20 +24,10 @@ import fedward.common
 from fedward.client import egress
 from fedward.client import hospital as hospital_module
 from fedward.client.app import app
-from fedward.client.egress import (
-    CONSENTED,
-    DP,
-    FIELDS,
-    PUBLIC,
-    SEEDED,
-    SILENT,
-    SPEAKING,
-    UNLOGGED,
-    WAIVED,
-    Gate,
-    open_gate,
-)
+from fedward.client.egress import SILENT, SPEAKING, UNLOGGED, Gate, open_gate
+from fedward.client.egress_fields import CONSENTED, DP, FIELDS, PAID_BY, PUBLIC, SEEDED, WAIVED
 from fedward.client.egress_log import LOG
+from fedward.client.enrolment import join
 from fedward.client.hospital import Hospital, create_hospital, open_hospital
 from fedward.client.replies import ReplyStore
 from fedward.client.spending import Charge
@@ -47,7 +37,10 @@ from fedward.common.config import LocalSettings, Study
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import BudgetRefused, EgressRefused, LedgerRefused, Refusal, RequestRefused
 from fedward.common.files import canonical_json
+from fedward.common.instants import utc_now
 from fedward.common.ledger import Ledger, verify
+from fedward.common.measure_messages import MEASURE, MeasureReply, MeasureRequest
+from fedward.common.measurement import measurements
 from fedward.common.messages import (
     CONFIG,
     LATENTS,
@@ -113,6 +106,12 @@ def question(make_local: Callable[..., LocalSettings]) -> Callable[..., RecordDi
     return make
 
 
+def _measurement(question: Callable[..., RecordDict], **changes: Any) -> RecordDict:
+    """The content of a message that asks for the measurement of a study with these settings."""
+    asked = TrainRequest.from_records(question(**changes))
+    return MeasureRequest("study", asked.settings, asked.vectors[LATENTS]).to_records()
+
+
 def _log(site: Path) -> list[dict[str, Any]]:
     """The log's entries after its first, as they stand on the disk."""
     verify(site / LOG)
@@ -145,16 +144,31 @@ def _all_refusals() -> list[type[Refusal]]:
 def test_every_field_of_every_message_has_a_class_and_every_class_a_field(
     send: Send, question: Callable[..., RecordDict], site: Path
 ) -> None:
-    replies = [send(RecordDict(), "query"), send(question()), send(RecordDict())]
-    assert [reply.has_error() for reply in replies] == [False, False, True]
+    noise = {"metric_noise_multiplier": 6.0, "fisher_noise_multiplier": 7.0}
+    replies = [
+        send(RecordDict(), "query"),
+        send(question(**noise)),
+        send(_measurement(question, **noise), MEASURE),
+        send(RecordDict()),
+    ]
+    assert [reply.has_error() for reply in replies] == [False, False, False, True]
+    joined, _ = join(site / "joins", "h", 10, utc_now())
+    open_gate(site).hand_out(joined.statement()["predicate"])
     entries = _log(site)
-    assert [entry["message"] for entry in entries] == ["enrol", "train", "refusal"]
+    assert [entry["message"] for entry in entries] == ["enrol", "train", "measure", "refusal", "join"]
     assert set.union(*map(_names, entries)) == set(FIELDS)
-    for entry, reply in zip(entries, replies, strict=True):
+    assert entries[-1]["bytes"] == len(canonical_json(joined.statement()["predicate"]))
+    for entry, reply in zip(entries[:-1], replies, strict=True):
         assert entry["bytes"] == message_bytes(reply) == sum(field["bytes"] for field in entry["fields"])
     for kind, why in FIELDS.values():
         assert kind in (PUBLIC, DP, CONSENTED)
         assert why
+
+
+def test_a_request_with_a_field_that_has_no_class_is_not_handed_out(site: Path) -> None:
+    request, _ = join(site / "joins", "h", 10, utc_now())
+    with pytest.raises(EgressRefused, match=r"request\.beds"):
+        open_gate(site).hand_out({**request.statement()["predicate"], "beds": 300})
 
 
 def test_each_part_of_a_reply_is_a_field_that_the_table_names(question: Callable[..., RecordDict]) -> None:
@@ -162,6 +176,43 @@ def test_each_part_of_a_reply_is_a_field_that_the_table_names(question: Callable
     renamed = {"server_round": "reply.round", "update": "update.latents"}
     names = {renamed.get(f.name, f"reply.{f.name}") for f in dataclasses.fields(TrainReply)}
     assert {("train", name) for name in names} == {key for key in FIELDS if key[0] == "train"}
+
+
+def test_each_part_of_a_measurement_is_a_field_that_the_table_names(
+    make_local: Callable[..., LocalSettings],
+) -> None:
+    local = make_local(metric_noise_multiplier=6.0, fisher_noise_multiplier=7.0)
+    names = {f.name for f in dataclasses.fields(MeasureReply)} - {"measured", "server_round"} | {"round"}
+    parts = {f"reply.{name}" for name in names} | {f"measured.{kind}" for kind in measurements(local)}
+    assert {("measure", name) for name in parts} == {key for key in FIELDS if key[0] == "measure"}
+
+
+def test_every_private_field_has_the_one_kind_of_charge_that_pays_for_it() -> None:
+    assert set(PAID_BY) == {key for key, (kind, _) in FIELDS.items() if kind == DP}
+
+
+def test_a_measurement_leaves_with_one_charge_for_each_part(
+    send: Send, question: Callable[..., RecordDict], site: Path
+) -> None:
+    noise = {"metric_noise_multiplier": 6.0, "fisher_noise_multiplier": 7.0}
+    assert send(_measurement(question, **noise), MEASURE).has_content()
+    (entry,) = _log(site)
+    paid = {charge["kind"]: charge["mechanism"]["noise_multiplier"] for charge in entry["charges"]}
+    assert paid == {"metric": 6.0, "fisher": 7.0}
+    assert {f["name"] for f in entry["fields"] if f["class"] == DP} == {"measured.metric", "measured.fisher"}
+
+
+@pytest.mark.parametrize("paid", [(), ("metric",), ("fisher",), ("dp-sgd", "fisher")])
+def test_a_measurement_with_a_part_that_was_not_paid_for_does_not_leave(
+    site: Path, paid: tuple[str, ...]
+) -> None:
+    counts = {"metric": np.zeros(3, np.int64), "fisher": np.zeros(5, np.int64)}
+    content = MeasureReply("study", 4, "h", 10, counts, "").to_records()
+    gate, asked = Gate(site / LOG), Message(RecordDict(), 100, MEASURE)
+    with pytest.raises(EgressRefused):
+        gate.release("measure", content, asked, tuple(_charge("study", 4, kind) for kind in paid))
+    charges = tuple(_charge("study", 4, kind) for kind in counts)
+    assert gate.release("measure", content, asked, charges).has_content()
 
 
 def _with_header_field(reply: TrainReply) -> RecordDict:
@@ -254,10 +305,10 @@ def test_every_refusal_leaves_by_its_name_and_speaks_only_of_the_request(
     assert (reply.error.code, name) == (REFUSED, kind.__name__)
     assert ("Jane" in sentence) == issubclass(kind, SPEAKING)
     (entry,) = _log(site)
-    assert (entry["message"], entry["about"], entry["charge"]) == (
+    assert (entry["message"], entry["about"], entry["charges"]) == (
         "refusal",
         {"refusal": kind.__name__},
-        None,
+        [],
     )
     assert entry["bytes"] == message_bytes(reply)
     assert "Jane" not in json.dumps(entry)  # the log holds digests, not what left
@@ -265,7 +316,8 @@ def test_every_refusal_leaves_by_its_name_and_speaks_only_of_the_request(
 
 def test_only_refusals_about_the_request_or_the_budget_speak() -> None:
     names = {kind.__name__ for kind in _all_refusals() if issubclass(kind, SPEAKING)}
-    assert names == {"BudgetRefused", "PayloadRefused", "RequestRefused", "SettingRefused"}
+    rules = {"PolicyRefused", "ApprovalMissing"}  # they name a rule and its limit, which hold for anybody
+    assert names == {"BudgetRefused", "PayloadRefused", "RequestRefused", "SettingRefused"} | rules
 
 
 def test_a_sentence_that_names_the_state_folder_does_not_leave(
@@ -301,7 +353,7 @@ def test_an_update_leaves_with_the_charge_of_its_own_round(
     send(question(2))
     send(question(2))
     entries = _log(site)
-    charges = [entry["charge"] for entry in entries]
+    charges = [charge for entry in entries for charge in entry["charges"]]
     assert [charge["round"] for charge in charges] == [1, 2, 2]
     assert charges[1] == charges[2]
     assert charges[0]["mechanism"] == {"noise_multiplier": 4.0, "sample_rate": 0.25, "steps": 1}
@@ -311,37 +363,46 @@ def test_an_update_leaves_with_the_charge_of_its_own_round(
     assert entries[1]["fields"] == entries[2]["fields"]  # asked again: the very same bytes
 
 
-def _charge(study: str = "study", server_round: int = 1) -> Charge:
+def _charge(study: str = "study", server_round: int = 1, kind: str = "dp-sgd") -> Charge:
     step = Mechanism(4.0, 0.25, 1)
-    return Charge(study, server_round, "a" * 64, "dp-sgd", step, {}, Head(3, "b" * 64), "2026-01-01")
+    return Charge(study, server_round, "a" * 64, kind, step, {}, Head(3, "b" * 64), "2026-01-01")
 
 
-@pytest.mark.parametrize("charge", [None, _charge(server_round=2), _charge(study="another")])
+@pytest.mark.parametrize(
+    "charges",
+    [
+        (),
+        (_charge(server_round=2),),
+        (_charge(study="another"),),
+        (_charge(kind="metric"),),
+        (_charge(), _charge(kind="metric")),
+    ],
+)
 def test_an_update_without_a_charge_or_with_anothers_does_not_leave(
-    site: Path, charge: Charge | None
+    site: Path, charges: tuple[Charge, ...]
 ) -> None:
     gate, reply = Gate(site / LOG), TrainReply("study", 1, "h", 10, "fp32", np.zeros(9, np.uint8))
     asked = Message(RecordDict(), 100, "train")
     with pytest.raises(EgressRefused):
-        gate.release("train", reply.to_records(), asked, charge)
+        gate.release("train", reply.to_records(), asked, charges)
     assert [entry["kind"] for entry in _log(site)] == ["held"]
-    assert gate.release("train", reply.to_records(), asked, _charge()).has_content()
+    assert gate.release("train", reply.to_records(), asked, (_charge(),)).has_content()
 
 
 def test_enrolment_needs_no_charge_and_no_other_kind_of_message_is_known(site: Path) -> None:
     gate, asked = Gate(site / LOG), Message(RecordDict(), 100, "query")
     content = RecordDict({CONFIG: ConfigRecord({"profile": canonical_json({"name": "h"})})})
-    assert gate.release("enrol", content, asked, None).has_content()
+    assert gate.release("enrol", content, asked, ()).has_content()
     for kind in ("evaluate", "train", ""):
         with pytest.raises(EgressRefused):
-            gate.release(kind, content, asked, None)
+            gate.release(kind, content, asked, ())
 
 
 def test_a_stored_reply_whose_charge_the_ledger_lacks_does_not_leave(
     send: Send, question: Callable[..., RecordDict], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert send(question()).has_content()
-    monkeypatch.setattr(Hospital, "charge_of", lambda self, reply: None)
+    monkeypatch.setattr(Hospital, "charges_of", lambda self, reply: ())
     assert refusal_text(send(question()))[0] == "EgressRefused"
 
 
@@ -376,7 +437,7 @@ def test_noise_from_a_seed_is_logged_as_what_it_is(
 def test_a_waiver_never_passes_for_noise_and_a_charge_never_for_a_waiver(site: Path) -> None:
     gate, reply = Gate(site / LOG), TrainReply("study", 1, "h", 10, "fp32", np.zeros(9, np.uint8))
     with pytest.raises(EgressRefused):
-        gate.release("train", reply.to_records(), Message(RecordDict(), 100, "train"), _charge(), WAIVED)
+        gate.release("train", reply.to_records(), Message(RecordDict(), 100, "train"), (_charge(),), WAIVED)
 
 
 # The log is written before anything leaves
@@ -463,7 +524,7 @@ def test_the_gate_does_not_slow_a_round(site: Path) -> None:
     seconds = []
     for _ in range(15):
         started = time.perf_counter()
-        gate.release("train", content, asked, _charge())
+        gate.release("train", content, asked, (_charge(),))
         seconds.append(time.perf_counter() - started)
     assert statistics.median(seconds) < 0.02  # about 1 ms; a disk's sync on a busy machine takes longer
 

@@ -10,15 +10,18 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedward.client.egress import CONSENTED, DP, PUBLIC, SEEDED, WAIVED, Gate
+from fedward.client.egress import Gate
+from fedward.client.egress_fields import CONSENTED, DP, PUBLIC, SEEDED, WAIVED
 from fedward.client.egress_log import LOG
 from fedward.client.registry import Registry
 from fedward.common.errors import BudgetRefused, EgressRefused, LedgerRefused
 from fedward.common.files import canonical_json
+from fedward.common.measure_messages import MeasureReply
 from fedward.common.messages import CONFIG, TrainReply
 from fedward.common.privacy import Mechanism, epsilon
 
 DELTA, STEP = 1e-5, Mechanism(2.1, 0.109, 3)
+MEASURING = Mechanism(9.0, 1.0, 1)
 STUDY = "chest [red]\u202e"
 Fedward = Callable[..., Any]
 
@@ -35,12 +38,12 @@ def _leave(state: Path, rounds: tuple[int, ...], remark: str = "", charged: bool
     gate, asked = Gate(state / LOG), Message(RecordDict(), 100, "train")
     profile = canonical_json({"name": "north", "num_examples": 590})
     enrolment = RecordDict({CONFIG: ConfigRecord({"profile": profile})})
-    gate.release("enrol", enrolment, Message(RecordDict(), 100, "query"), None)
+    gate.release("enrol", enrolment, Message(RecordDict(), 100, "query"), ())
     budget = Registry(state / "budget").budget("chest")
     for number in rounds:
         charge = budget.charge(STUDY, number, f"{number:064x}", STEP) if charged else None
         reply = TrainReply(STUDY, number, "north", 590, "int8", np.zeros(1000, np.uint8), "")
-        gate.release("train", reply.to_records(), asked, charge, remark)
+        gate.release("train", reply.to_records(), asked, () if charge is None else (charge,), remark)
     gate.refuse(BudgetRefused("None is left."), asked)
 
 
@@ -56,6 +59,41 @@ def _json(fedward: Fedward, state: Path, *arguments: object) -> dict[str, Any]:
     done = fedward("hospital", "egress", "--state", state, "--json", *arguments)
     assert (done.code, done.err) == (0, "")
     return dict(json.loads(done.out))
+
+
+def _measured(state: Path, *parts: str) -> None:
+    """A measurement leaves."""
+    budget, asked = Registry(state / "budget").budget("chest"), Message(RecordDict(), 100, "query.measure")
+    charges = [budget.charge(STUDY, 9, "9" * 64, MEASURING, kind=part) for part in parts]
+    values = {part: np.zeros(40, np.int64) for part in parts}
+    reply = MeasureReply(STUDY, 9, "north", 590, values, "")
+    Gate(state / LOG).release("measure", reply.to_records(), asked, tuple(charges))
+
+
+def test_a_measurement_is_listed_with_each_of_its_charges(fedward: Fedward, state: Path) -> None:
+    _measured(state, "fisher", "metric")
+    found = _json(fedward, state)
+    (message,) = found["messages"]
+    assert [charge["kind"] for charge in message["charges"]] == ["fisher", "metric"]
+    assert found["totals"]["measured"] == {"metric": 1, "fisher": 1}
+    (cost,) = found["costs"]
+    assert (cost["replies"], cost["charges"]) == (1, 1)
+    assert cost["epsilon"] == pytest.approx(epsilon([MEASURING, MEASURING], DELTA))
+    output = fedward("hospital", "egress", "--state", state).out
+    assert output.count("charged 1 step at noise 9 and rate 1") == 2
+
+
+def test_the_explanation_of_a_measurement_takes_back_no_more_than_left(fedward: Fedward, state: Path) -> None:
+    _measured(state, "fisher")
+    text = _explained(fedward, state)
+    assert "What matters in the model (1 answer)" in text
+    assert "no result of the model on your images" in text
+    _measured(state, "fisher", "metric")
+    text = _explained(fedward, state)
+    assert "Check of the finished model (1 answer)" in text
+    assert "only the noised counts named above" in text
+    assert "no result of the model on your images" not in text
+    assert not [word for word in JARGON if word.lower() in text.lower()]
 
 
 def test_json_holds_every_message_and_sums_that_add_up(fedward: Fedward, state: Path) -> None:
@@ -157,7 +195,7 @@ def test_what_was_held_back_is_told(fedward: Fedward, state: Path) -> None:
     _leave(state, (1,))
     reply = TrainReply(STUDY, 9, "north", 590, "int8", np.zeros(10, np.uint8))
     with pytest.raises(EgressRefused):
-        Gate(state / LOG).release("train", reply.to_records(), Message(RecordDict(), 100, "train"), None)
+        Gate(state / LOG).release("train", reply.to_records(), Message(RecordDict(), 100, "train"), ())
     assert "1 message would have carried something" in _explained(fedward, state)
     assert _json(fedward, state)["held"][0]["message"] == "train"
 

@@ -102,7 +102,7 @@ def _reply(number: int) -> tuple[RecordDict, Charge]:
 
 def test_a_stored_reply_that_is_fetched_again_and_again_is_counted(gate: Gate) -> None:
     content, charge = _reply(1)
-    sent = [message_bytes(gate.release("train", content, _asked(), charge)) for _ in range(100)]
+    sent = [message_bytes(gate.release("train", content, _asked(), (charge,))) for _ in range(100)]
     assert _kinds(gate).count("left") == COPIES_WRITTEN
     found = summary(gate.ledger, [])
     assert found["totals"]["by_message"]["train"] == {"messages": 100, "bytes": sum(sent)}
@@ -116,7 +116,7 @@ def test_what_is_held_back_again_and_again_is_counted_and_told(
     content, _ = _reply(1)
     for _ in range(20):
         with pytest.raises(EgressRefused):
-            gate.release("train", content, _asked(), None)
+            gate.release("train", content, _asked(), ())
     assert _kinds(gate).count("held") == COPIES_WRITTEN
     gate.refuse(RequestRefused("No."), _asked())
     assert "20 messages would have carried something" in _shown(fedward, tmp_path, "--explain")
@@ -129,8 +129,9 @@ def test_each_charged_reply_has_a_line_however_many_refusals_there_were(
     for number in range(20):
         gate.refuse(RequestRefused(f"No {number}."), _asked())
         content, charge = _reply(number)
-        gate.release("train", content, _asked(), charge)
-    assert [e.body["charge"]["round"] for e in gate.ledger.entries if e.body.get("charge")] == [*range(20)]
+        gate.release("train", content, _asked(), (charge,))
+    charges = [charge for e in gate.ledger.entries for charge in e.body.get("charges", [])]
+    assert [charge["round"] for charge in charges] == [*range(20)]
 
 
 @settings(max_examples=20, deadline=None)
@@ -208,7 +209,7 @@ def _leave(site: Path, ask: Ask, *rounds: int) -> None:
     for number in rounds:
         gate.refuse(RequestRefused(f"Not round {number}."), _asked())
         reply = hospital.answer(ask(number))
-        gate.release("train", reply.to_records(), _asked(), hospital.charge_of(reply))
+        gate.release("train", reply.to_records(), _asked(), hospital.charges_of(reply))
 
 
 def _cut(site: Path, lines: int) -> None:
@@ -272,6 +273,5 @@ def test_a_round_that_is_run_again_after_a_crash_keeps_the_end_of_its_charge(
             Hospital(site).answer(ask(1))
     gate.refuse(RequestRefused("No again."), _asked())
     hospital = Hospital(site)
-    charge = hospital.charge_of(hospital.answer(ask(1)))
-    assert charge is not None
+    (charge,) = hospital.charges_of(hospital.answer(ask(1)))
     assert charge.extra[LOG_HEAD]["entry"] == 1

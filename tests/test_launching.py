@@ -1,6 +1,7 @@
 """Orders are obeyed, a study whose process died is started again, and a refusal waits for a person."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ import pytest
 
 from fedward.common.config import LocalSettings, Study
 from fedward.common.errors import CheckpointRefused, EngineFailed, SettingRefused
+from fedward.common.supervision import Supervisor
 from fedward.server import launching
+from fedward.server.coordinator import Coordinator
 from fedward.server.launching import Launcher
 from fedward.server.orders import FINISHED, REFUSED, RUNNING, STOPPED, WAITING, Orders
-from fedward.server.processes import Link
+from fedward.server.processes import Link, run_coordinator
 from fedward.server.study_folder import StudyFolder
 
 
@@ -215,6 +218,21 @@ def test_orders_are_given_by_the_commands_and_only_for_a_study(
         assert fedward("coordinator", command, tmp_path / "gone", *state).err.startswith("CheckpointRefused")
     assert "no checkpoint" in fedward("coordinator", "resume", study.path, *state).err
     assert len(orders.all()) == 1
+
+
+def test_hospitals_are_let_in_and_out_while_the_coordinator_is_up(
+    tmp_path: Path, make_coordinator: Callable[..., Coordinator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator = make_coordinator(tmp_path / "c")
+    done: list[str] = []
+
+    def change(*args: object) -> None:
+        with coordinator.lock:
+            done.append("changed")
+
+    monkeypatch.setattr(Supervisor, "run", change)
+    run_coordinator(tmp_path / "c", Link(), threading.Event())
+    assert done == ["changed"]
 
 
 def test_a_damaged_order_is_refused_by_its_files_name(orders: Orders, tmp_path: Path) -> None:

@@ -165,6 +165,8 @@ CHANGED_SETTINGS: dict[str, Any] = {
     "ewc_lambda": 2.0,
     "distillation_alpha": 0.3,
     "distillation_temperature": 3.0,
+    "metric_noise_multiplier": 5.0,
+    "fisher_noise_multiplier": 5.0,
 }
 
 

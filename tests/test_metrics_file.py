@@ -164,3 +164,34 @@ def test_a_refused_file_leaves_the_old_one(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(OutputRefused):
         write_metrics(tmp_path / "absent" / "metrics.json", METRICS)
+
+
+MEASUREMENT = {
+    "on": "the hospitals' own training records",
+    "hospitals": 3,
+    "num_examples": 90,
+    "noise_multipliers": {"metric": 5.0},
+    "figures": FIGURES,
+    "standard_errors": {"auc": 0.01, "accuracy": 0.02, "balanced_accuracy": None},
+    "fisher": None,
+    "uplink_bytes": 10,
+    "downlink_bytes": 11,
+    "refusals": [],
+}
+
+
+def test_a_measurement_is_checked_where_there_is_one() -> None:
+    check_metrics({**METRICS, "measurement": MEASUREMENT})
+    check_metrics({**METRICS, "measurement": {**MEASUREMENT, "figures": None, "standard_errors": None}})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"on": None}, {"hospitals": -1}, {"fisher": 3}, {"refusals": [{}]}, {"figures": {"auc": 0.5}},
+        {"figures": {**FIGURES, "auc": 1.5}}, {"standard_errors": {**FIGURES, "auc": -0.1}},
+    ],
+)  # fmt: skip
+def test_a_measurement_of_another_form_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"metrics\.measurement"):
+        check_metrics({**METRICS, "measurement": {**MEASUREMENT, **changes}})

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fedward.common.config import Study
 from fedward.common.errors import Refusal, SettingRefused, UnknownName
+from fedward.common.measurement import measurements
 from fedward.common.mechanisms import Mechanism
 from fedward.common.privacy import epsilon
 from fedward.server import aggregation
@@ -34,6 +35,28 @@ def test_the_noise_is_the_least_that_keeps_the_whole_study_in_its_budget() -> No
     local = study.local
     assert epsilon([Mechanism(local.noise_multiplier, 0.25, 6)], 1e-5) <= 2.0
     assert epsilon([Mechanism(local.noise_multiplier * 0.998, 0.25, 6)], 1e-5) > 2.0
+
+
+@pytest.mark.parametrize("asked", [{"private_metrics": 8.0}, {"private_metrics": 8.0, "private_fisher": 6.0}])
+def test_the_noise_is_planned_so_that_the_measurement_fits_beside_the_rounds(asked: dict[str, float]) -> None:
+    plain, study = plan(), plan(**asked)
+    local = study.local
+    rounds = Mechanism(local.noise_multiplier, local.sample_rate, local.local_steps * local.rounds)
+    whole = [rounds, *measurements(local).values()]
+    assert len(whole) == 1 + len(asked)
+    assert 0.98 * 3.0 < epsilon(whole, local.target_delta) <= 3.0
+    assert local.noise_multiplier > plain.local.noise_multiplier
+    assert study.to_dict()["local"]["metric_noise_multiplier"] == 8.0
+
+
+@pytest.mark.parametrize("flag", ["private_metrics", "private_fisher"])
+def test_a_measurement_needs_a_budget_and_one_that_holds_it(flag: str) -> None:
+    with pytest.raises(SettingRefused, match="leave out --epsilon none"):
+        plan(epsilon=None, **{flag: 8.0})
+    with pytest.raises(SettingRefused, match="is spent already"):
+        plan(**{flag: 0.5})
+    with pytest.raises(SettingRefused):
+        plan(**{flag: -1.0})
 
 
 def test_the_learning_rate_is_planned_from_the_planned_noise() -> None:
@@ -148,6 +171,8 @@ def test_whatever_is_asked_for_is_taken_or_refused_by_name(asked: dict[str, obje
         ({"sample_rate": 1.5}, "--sample-rate: sample_rate must be"),
         ({"local_steps": 10**6}, "--local-steps: local_steps must be"),
         ({"averaged_rounds": 0}, "--averaged-rounds: averaged_rounds must be"),
+        ({"private_metrics": 1e9}, "--private-metrics: metric_noise_multiplier must be"),
+        ({"private_fisher": 1e9}, "--private-fisher: fisher_noise_multiplier must be"),
     ],
 )
 def test_a_refusal_names_the_flag_that_was_typed_and_the_setting(change: dict[str, float], said: str) -> None:

@@ -516,3 +516,29 @@ def test_the_report_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(OutputRefused):
         write_report(tmp_path / "absent" / "report.html", run.metrics, run.details)
+
+
+def test_a_measurement_has_a_section_only_where_there_is_one_and_says_on_what() -> None:
+    run = made_up_run()
+    assert 'id="measurement"' not in render_report(run.metrics, run.details)
+    figures: dict[str, Any] = {"auc": 0.8125, "accuracy": None, "balanced_accuracy": 0.75}
+    measurement = {
+        "on": HOSTILE,
+        "hospitals": 3,
+        "num_examples": 90,
+        "noise_multipliers": {"metric": 5.0, "fisher": 2.0},
+        "figures": figures,
+        "standard_errors": {"auc": 0.0325, "accuracy": None, "balanced_accuracy": 0.05},
+        "fisher": "fisher.npy",
+        "uplink_bytes": 1,
+        "downlink_bytes": 1,
+        "refusals": [],
+    }
+    page = render_report({**run.metrics, "measurement": measurement}, run.details)
+    for part in ('id="measurement"', "0.812", "0.033", "hidden by the noise", "fisher.npy", "flatter"):
+        assert part in page, part
+    assert "<script>" not in page
+    page = render_report(
+        {**run.metrics, "measurement": {**measurement, "figures": None, "standard_errors": None}}, run.details
+    )
+    assert "were not asked for" in page

@@ -151,7 +151,7 @@ def by_batches_of_one(model: nn.Sequential, round_: LocalRound, split: Split) ->
     size = training.PHYSICAL_ROWS // settings_.views * settings_.views
     assert len(rows) <= size
     images = augment(
-        training._filled(to_tensor(split.images[rows]), size), settings_.augmentation, draws.derive("views")
+        training.filled(to_tensor(split.images[rows]), size), settings_.augmentation, draws.derive("views")
     )
     teacher = None
     if round_.teacher is not None:
@@ -160,7 +160,7 @@ def by_batches_of_one(model: nn.Sequential, round_: LocalRound, split: Split) ->
     gradients = []
     for row in range(len(rows)):
         image, label = (
-            training._filled(images[row : row + 1], size),
+            training.filled(images[row : row + 1], size),
             torch.from_numpy(split.labels[rows])[row],
         )
         shown = None if teacher is None else teacher(image)[:1].detach()
