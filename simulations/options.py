@@ -12,6 +12,7 @@ import numpy as np
 from fedward.common.codec import CODECS
 from fedward.common.config import (
     AUGMENTATIONS,
+    MOST_NOISE,
     SCHEDULES,
     EnrolledHospital,
     LocalSettings,
@@ -197,6 +198,11 @@ def plan_study(
     steps = options.rounds * options.local_steps
     spent = list(measurements(study.local).values())
     sigma = noise_multiplier(options.epsilon, options.delta, options.sample_rate, steps, spent)
+    if sigma > MOST_NOISE:
+        raise SettingRefused(
+            f"Epsilon {options.epsilon:g} over {steps} steps needs a noise multiplier of {sigma:g}, and "
+            f"{MOST_NOISE:g} is the most that the noise's grid carries: raise epsilon or take fewer rounds."
+        )
     local = dataclasses.replace(study.local, noise_multiplier=sigma)
     planned = planned_learning_rate(local, study.hospitals)
     rate = planned if options.learning_rate is None else options.learning_rate

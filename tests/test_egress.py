@@ -195,8 +195,9 @@ def test_a_measurement_leaves_with_one_charge_for_each_part(
     send: Send, question: Callable[..., RecordDict], site: Path
 ) -> None:
     noise = {"metric_noise_multiplier": 6.0, "fisher_noise_multiplier": 7.0}
+    assert send(question(**noise)).has_content()
     assert send(_measurement(question, **noise), MEASURE).has_content()
-    (entry,) = _log(site)
+    _, entry = _log(site)
     paid = {charge["kind"]: charge["mechanism"]["noise_multiplier"] for charge in entry["charges"]}
     assert paid == {"metric": 6.0, "fisher": 7.0}
     assert {f["name"] for f in entry["fields"] if f["class"] == DP} == {"measured.metric", "measured.fisher"}

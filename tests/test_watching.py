@@ -75,9 +75,9 @@ def test_a_small_budget_is_not_shown_as_nothing(
     make_local: Callable[..., LocalSettings], make_study: Callable[..., Study], tmp_path: Path
 ) -> None:
     out = io.StringIO()
-    strict = make_study(make_local(noise_multiplier=3000.0), target_epsilon=0.001)
+    strict = make_study(make_local(noise_multiplier=1000.0), target_epsilon=0.004)
     shown(strict, tmp_path / "p", events(1), Console(file=out, width=100))
-    assert re.search(r"epsilon 0\.00[1-9] of 0\.001", out.getvalue())
+    assert re.search(r"epsilon 0\.00[1-9] of 0\.004", out.getvalue())
 
 
 def test_what_is_spent_is_the_accountants_word(study: Study) -> None:
