@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
+from flwr.supercore.task_identity import TaskIdentity
 from onnx import TensorProto, helper, numpy_helper
 
 from fedward.client import enrolment as client_enrolment
-from fedward.client.hospital import create_hospital
+from fedward.client.egress import open_gate
+from fedward.client.hospital import create_hospital, open_hospital
 from fedward.client.membership import Membership
 from fedward.common import cli
 from fedward.common.bundle import write_bundle
@@ -35,6 +37,17 @@ from fedward.simulations.phantoms import make_phantoms
 SIDE = 4
 FAR_FUTURE = "2999-01-01T00:00:00Z"
 ReleaseMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def flower_node() -> Iterator[None]:
+    """This process as a Flower node that opened no hospital yet."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    open_hospital.cache_clear()
+    open_gate.cache_clear()
+    yield
+    open_hospital.cache_clear()
+    open_gate.cache_clear()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -119,14 +119,8 @@ def _sites() -> dict[int, Site]:
     return {100: Site("hospital-0", 30), 101: Site("hospital-1", 50)}
 
 
-def test_each_hospital_is_asked_once_where_all_answer(study: Study) -> None:
-    grid = SitesGrid(_sites())
-    came, _, _ = _round(grid, study)
-    assert sorted(came) == [100, 101]
-    assert [site.asked for site in grid.sites.values()] == [1, 1]
-
-
-def test_a_node_that_was_restarted_under_its_id_is_asked_again(study: Study) -> None:
+def _restarting() -> SitesGrid:
+    """Two hospitals, of which the second answers nothing until its node is started anew."""
     grid = SitesGrid(_sites())
     grid.sites[101].answers = False
 
@@ -135,6 +129,18 @@ def test_a_node_that_was_restarted_under_its_id_is_asked_again(study: Study) -> 
             grid.sites[101].since, grid.sites[101].answers = "1", True
 
     grid.on_look = restart
+    return grid
+
+
+def test_each_hospital_is_asked_once_where_all_answer(study: Study) -> None:
+    grid = SitesGrid(_sites())
+    came, _, _ = _round(grid, study)
+    assert sorted(came) == [100, 101]
+    assert [site.asked for site in grid.sites.values()] == [1, 1]
+
+
+def test_a_node_that_was_restarted_under_its_id_is_asked_again(study: Study) -> None:
+    grid = _restarting()
     came, _, _ = _round(grid, study)
     assert sorted(came) == [100, 101]
     assert grid.sites[101].asked == 2
@@ -217,14 +223,7 @@ def test_a_hospitals_own_error_is_its_answer_and_it_is_not_asked_again(study: St
 
 
 def test_what_is_asked_again_ends_with_the_round(study: Study) -> None:
-    grid = SitesGrid(_sites())
-    grid.sites[101].answers = False
-
-    def restart(number: int) -> None:
-        if number == 3:
-            grid.sites[101].since, grid.sites[101].answers = "1", True
-
-    grid.on_look = restart
+    grid = _restarting()
     _round(grid, study, 10.0)
     again = [message for message, _ in grid.pushed if message.metadata.message_type == TRAIN][-1]
     assert 1.0 <= again.metadata.ttl <= 10.0

@@ -10,14 +10,13 @@ import pkgutil
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 import fedward.client
 import fedward.common
@@ -28,7 +27,7 @@ from fedward.client.egress import SILENT, SPEAKING, UNLOGGED, Gate, open_gate
 from fedward.client.egress_fields import CONSENTED, DP, FIELDS, PAID_BY, PUBLIC, SEEDED, WAIVED
 from fedward.client.egress_log import LOG
 from fedward.client.enrolment import join
-from fedward.client.hospital import Hospital, create_hospital, open_hospital
+from fedward.client.hospital import Hospital, create_hospital
 from fedward.client.replies import ReplyStore
 from fedward.client.spending import Charge
 from fedward.common.chain import Head
@@ -64,14 +63,7 @@ SECRET = "Jane Doe, born 1 May 1970"
 Send = Callable[..., Message]
 
 
-@pytest.fixture(autouse=True)
-def _flower() -> Iterator[None]:
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    open_hospital.cache_clear()
-    open_gate.cache_clear()
-    yield
-    open_hospital.cache_clear()
-    open_gate.cache_clear()
+pytestmark = pytest.mark.usefixtures("flower_node")
 
 
 @pytest.fixture

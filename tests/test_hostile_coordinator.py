@@ -3,18 +3,16 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedward.client import hospital as hospital_module
 from fedward.client.app import app
-from fedward.client.egress import open_gate
 from fedward.client.hospital import Hospital, create_hospital, open_hospital
 from fedward.common.chain import Head
 from fedward.common.codec import encode
@@ -31,14 +29,7 @@ Ask = Callable[..., RecordDict]
 Send = Callable[[RecordDict], Message]
 
 
-@pytest.fixture(autouse=True)
-def _flower() -> Iterator[None]:
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    open_hospital.cache_clear()
-    open_gate.cache_clear()
-    yield
-    open_hospital.cache_clear()
-    open_gate.cache_clear()
+pytestmark = pytest.mark.usefixtures("flower_node")
 
 
 @pytest.fixture

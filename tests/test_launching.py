@@ -82,15 +82,20 @@ def test_a_study_that_is_wanted_is_started_once(
         assert _state(orders) == RUNNING
 
 
-def test_a_study_whose_process_died_is_stopped_and_started_again(
-    launcher: Launcher, orders: Orders, control: FakeControl, study: StudyFolder
-) -> None:
+def _die_once(launcher: Launcher, orders: Orders, study: StudyFolder) -> None:
+    """The study is ordered and taken up; then its process is gone, for two looks."""
     orders.give(study.path, True)
     launcher.tick()
     with study.held():
         launcher.tick()
     for _ in range(2):
         launcher.tick()
+
+
+def test_a_study_whose_process_died_is_stopped_and_started_again(
+    launcher: Launcher, orders: Orders, control: FakeControl, study: StudyFolder
+) -> None:
+    _die_once(launcher, orders, study)
     assert control.stopped == [1]
     assert len(control.started) == 2
 
@@ -144,12 +149,7 @@ def test_a_refusal_of_an_earlier_run_is_not_this_ones(
     launcher: Launcher, orders: Orders, control: FakeControl, study: StudyFolder
 ) -> None:
     study.note("refused", name="CheckpointRefused", message="Long ago.")
-    orders.give(study.path, True)
-    launcher.tick()
-    with study.held():
-        launcher.tick()
-    for _ in range(2):
-        launcher.tick()
+    _die_once(launcher, orders, study)
     assert len(control.started) == 2
 
 
