@@ -158,9 +158,7 @@ def _rows(parameters: Sequence[Tensor]) -> Tensor:
 
 
 def _split(values: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-    return (
-        [values] if len(parameters) == 1 else values.split_with_sizes([part.numel() for part in parameters])
-    )
+    return values.split_with_sizes([parameter.numel() for parameter in parameters])
 
 
 def _norms(gradient: Tensor) -> Tensor:

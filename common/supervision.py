@@ -181,8 +181,18 @@ class Supervisor:
             process.terminate()
         deadline = time.monotonic() + seconds
         for process in running:
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            _wait_or_kill(process, max(0.1, deadline - time.monotonic()))
+
+
+def end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+    """End a child politely, and after `seconds` not."""
+    process.terminate()
+    _wait_or_kill(process, seconds)
+
+
+def _wait_or_kill(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import httpx
 from flwr.common.serde import fab_to_proto, user_config_to_proto
-from flwr.proto.control_pb2 import StartRunRequest, StopRunRequest
+from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest, StopRunRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -55,6 +55,17 @@ class Control:
         if not started.HasField("run_id"):
             raise EngineFailed("Flower's SuperLink did not take the run; see its log.")
         return int(started.run_id)
+
+    def register(self, public_key: bytes) -> None:
+        """Let the SuperNode with this key (EC P-384, PEM) take part.
+
+        Raises:
+            EngineFailed: SuperLink does not answer or did not take the key.
+        """
+        try:
+            self._client.RegisterNode(RegisterNodeRequest(public_key=public_key))
+        except (httpx.HTTPError, ValueError) as error:
+            raise EngineFailed(f"Flower's SuperLink did not take the node's key ({error}).") from error
 
     def stop(self, run_id: int) -> None:
         """Stop a run, so that nobody works for it any more.

@@ -28,16 +28,28 @@ from fedward.common.measurement import (
     channel_of_weights,
     channel_ranges,
     measured_sizes,
+    measurement_round,
     noise_deviations,
 )
 from fedward.common.message_parts import addressed
 from fedward.common.messages import message_bytes, refusal_text, wire_bytes
 from fedward.server.checkpoint import Progress, save_checkpoint, study_digest
-from fedward.server.senders import LostReply, not_connected, returned, sender_of, speakers, stranger
+from fedward.server.senders import (
+    LostReply,
+    not_connected,
+    readable,
+    reasons,
+    returned,
+    sender_of,
+    silent,
+    speakers,
+    stranger,
+)
 from fedward.server.study_folder import StudyFolder
 
 _TAIL = 13.5  # standard deviations; the keyed generator's noise ends at 13
 _LIMIT = 1 << 26
+_UNREADABLE = PayloadRefused("The answer cannot be read; its sender is broken or hostile.")
 Ints = npt.NDArray[np.int64]
 
 
@@ -115,8 +127,7 @@ class Measurement:
             else:
                 self._fold(reply, hospital)
         heard = {*self._answered, *(lost.hospital for lost in self._lost)}
-        silent = sorted({hospital.name for hospital in self._nodes.values()} - heard)
-        self._lost += [LostReply(name, "NoReply", "The hospital did not reply in time.") for name in silent]
+        self._lost += silent(self._nodes.values(), heard)
         if self.needs_more():
             raise QuorumMissed(self._missed())
         return Measured(
@@ -146,26 +157,20 @@ class Measurement:
 
     def _checked(self, reply: Message, hospital: EnrolledHospital) -> MeasureReply:
         study = self._study
-        try:
-            content = MeasureReply.from_records(reply.content, study.local)
-        except Refusal:
-            raise
-        except Exception as error:  # anybody's bytes, read by libraries that raise what they like
-            raise PayloadRefused("The answer cannot be read; its sender is broken or hostile.") from error
+        content = readable(lambda: MeasureReply.from_records(reply.content, study.local), _UNREADABLE)
         if hospital.name in self._answered:
             raise UpdateRefused("The hospital answered twice; the first answer counts.")
-        number = study.rounds + 1
-        expected = (study.name, number, hospital.name, hospital.num_examples)
+        expected = (study.name, measurement_round(study.local), hospital.name, hospital.num_examples)
         if (content.study, content.server_round, content.hospital, content.num_examples) != expected:
             raise UpdateRefused("The answer is of another study, round, hospital or declared count.")
         screen_measured(study.local, content.measured, hospital.num_examples)
         return content
 
     def _missed(self) -> str:
-        reasons = "; ".join(f"{lost.hospital}: {lost.name}: {lost.message}" for lost in self._lost[:8])
         return (
             f"The measurement has {len(self._answered)} usable answers; its quorum asks for "
-            f"{self._study.quorum} ({reasons}). Nothing is lost: mend the hospitals and go on with --resume."
+            f"{self._study.quorum} ({reasons(self._lost)}). Nothing is lost: mend the hospitals and go on "
+            "with --resume."
         )
 
 

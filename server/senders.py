@@ -1,13 +1,16 @@
 """Who replied to what was asked, and whose reply did not count."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from flwr.app import Message
 
 from fedward.common.config import EnrolledHospital
+from fedward.common.errors import Refusal
 from fedward.common.messages import refusal_text
 
+Content = TypeVar("Content")
 _AWAY = "NotConnected"
 _LONGEST_NAME, _LONGEST_SENTENCE = 80, 400  # characters
 
@@ -58,6 +61,33 @@ def not_connected(hospitals: Iterable[EnrolledHospital], speaking: Container[str
 def returned(lost: Iterable[LostReply], hospital: str) -> list[LostReply]:
     """Without the entry of a hospital that was away when the round opened, and came back in time."""
     return [one for one in lost if (one.hospital, one.name) != (hospital, _AWAY)]
+
+
+def silent(hospitals: Iterable[EnrolledHospital], heard: Container[str]) -> list[LostReply]:
+    """The hospitals that were asked and of which nothing came."""
+    names = sorted({hospital.name for hospital in hospitals if hospital.name not in heard})
+    return [LostReply(name, "NoReply", "The hospital did not reply in time.") for name in names]
+
+
+def reasons(lost: Iterable[LostReply]) -> str:
+    """Why replies did not count, the first eight, for the sentence that names a missed quorum."""
+    return "; ".join(f"{one.hospital}: {one.name}: {one.message}" for one in [*lost][:8])
+
+
+def readable(read: Callable[[], Content], otherwise: Refusal) -> Content:
+    """What `read` makes of a reply.
+
+    Raises:
+        Refusal: as `read`; `otherwise` where it fails in any other way.
+    """
+    try:
+        return read()
+    except Refusal:
+        raise
+    except Exception as error:
+        # Anybody's bytes, read by libraries that raise what they like (a zip where an array should be, a
+        # header that claims a petabyte): one hospital's reply must not end the study.
+        raise type(otherwise)(str(otherwise)) from error
 
 
 def stranger(reply: Message) -> LostReply:

@@ -28,7 +28,19 @@ from fedward.common.messages import (
 )
 from fedward.server.aggregation import IntegerMean, norm_bound, screen
 from fedward.server.checkpoint import Progress
-from fedward.server.senders import LostReply, not_connected, returned, sender_of, speakers, stranger
+from fedward.server.senders import (
+    LostReply,
+    not_connected,
+    readable,
+    reasons,
+    returned,
+    sender_of,
+    silent,
+    speakers,
+    stranger,
+)
+
+_UNREADABLE = UpdateRefused("The reply cannot be read; its sender is broken or hostile.")
 
 
 class FedwardAvg(FedAvg):
@@ -119,7 +131,7 @@ class FedwardAvg(FedAvg):
             QuorumMissed: fewer usable replies than the quorum; the state is unchanged.
         """
         mean = IntegerMean(len(self.progress.latents))
-        silent = {h.name for h in self._nodes.values()} - {lost.hospital for lost in self.lost}
+        heard = {lost.hospital for lost in self.lost}
         answered: set[str] = set()
         self.uplink_bytes, self._anchors = 0, {}
         for reply in replies:
@@ -127,12 +139,10 @@ class FedwardAvg(FedAvg):
             if hospital is None:
                 self.lost.append(stranger(reply))
             else:
-                silent.discard(hospital.name)
+                heard.add(hospital.name)
                 self._fold(reply, hospital, server_round, mean, answered)
             _empty(reply)
-        self.lost += [
-            LostReply(name, "NoReply", "The hospital did not reply in time.") for name in sorted(silent)
-        ]
+        self.lost += silent(self._nodes.values(), heard)
         if mean.replies < self.study.quorum:
             raise QuorumMissed(self._missed(server_round, mean.replies))
         self.replies = mean.replies
@@ -152,7 +162,7 @@ class FedwardAvg(FedAvg):
             self.lost.append(LostReply(hospital.name, *refusal_text(reply)))
             return
         try:
-            content = _content(reply)
+            content = readable(lambda: TrainReply.from_records(reply.content), _UNREADABLE)
             self.uplink_bytes += message_bytes(reply)
             if hospital.name in answered:
                 raise UpdateRefused("The hospital replied twice; the first reply counts.")
@@ -195,10 +205,9 @@ class FedwardAvg(FedAvg):
         return bound + float(np.linalg.norm(self._sent - anchor))
 
     def _missed(self, server_round: int, replies: int) -> str:
-        reasons = "; ".join(f"{lost.hospital}: {lost.name}: {lost.message}" for lost in self.lost[:8])
         return (
             f"Round {server_round} has {replies} usable replies; its quorum asks for {self.study.quorum} "
-            f"({reasons}). Nothing is lost: mend the hospitals and go on with --resume."
+            f"({reasons(self.lost)}). Nothing is lost: mend the hospitals and go on with --resume."
         )
 
     def _step(self, server_round: int, mean: Vector) -> None:
@@ -210,17 +219,6 @@ class FedwardAvg(FedAvg):
             average = average + latents
         anchors = {**now.anchors, **self._anchors}
         self.progress = Progress(server_round, latents, momentum, average, now.history, anchors)
-
-
-def _content(reply: Message) -> TrainReply:
-    try:
-        return TrainReply.from_records(reply.content)
-    except Refusal:
-        raise
-    except Exception as error:
-        # Anybody's bytes, read by libraries that raise what they like (a zip where an array should be, a
-        # header that claims a petabyte): one hospital's reply must not end the study.
-        raise UpdateRefused("The reply cannot be read; its sender is broken or hostile.") from error
 
 
 def _empty(reply: Message) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import hashlib
-import ipaddress
 import json
 import os
 import signal
@@ -16,19 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from flwr.proto.control_pb2 import RegisterNodeRequest
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
+from fedward.common.certificates import loopback_identity, new_key
+from fedward.common.errors import EngineFailed
 from fedward.common.flower_tools import LOOPBACK, free_port
+from fedward.common.instants import utc_now
+from fedward.common.supervision import end
+from fedward.server.control import Control
 from fedward.server.study_folder import StudyFolder
 
+_HOUR = datetime.timedelta(hours=1)
 COMMAND = [sys.executable, "-c", "from fedward.common.cli import main; main()"]
 
 
@@ -107,16 +105,16 @@ def deployed(
     folders = sorted((study.path / "hospitals").iterdir())
     coordinator = path / "c"
     keys = [path / f"node-{number}" for number in range(len(folders))]
-    trust = _trust(path) if is_secured else None
+    certificate, private = path / "certificate.pem", path / "key.pem"
     commands = [["coordinator", "up", "--state", str(coordinator), "--port", str(port)]]
-    if trust is not None:
-        for name in ("certificate", "key", "authority"):
-            commands[0] += [f"--{name}", str(path / f"{name}.pem")]
+    if is_secured:
+        loopback_identity(utc_now(), _HOUR).save(private, certificate)
+        commands[0] += [f"--certificate={certificate}", f"--key={private}", f"--authority={certificate}"]
     for number, folder in enumerate(folders):
         if number not in apart:
             commands.append(["hospital", "up", "--state", str(folder), "--superlink", f"{LOOPBACK}:{port}"])
-            if trust is not None:
-                commands[-1] += ["--root-certificates", str(trust), "--node-key", str(keys[number])]
+            if is_secured:
+                commands[-1] += [f"--root-certificates={certificate}", f"--node-key={keys[number]}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with contextlib.ExitStack() as running:
         for number, command in enumerate(commands):
@@ -124,73 +122,24 @@ def deployed(
             process = subprocess.Popen(
                 [*COMMAND, *command], stdout=log, stderr=subprocess.STDOUT, env=environment
             )
-            running.callback(_ended, process)
-            if number == 0 and trust is not None:
-                _register(f"{LOOPBACK}:{port}", trust, keys)
+            running.callback(end, process, 60)
+            if number == 0 and is_secured:
+                _register(Control(f"{LOOPBACK}:{port}", certificate), keys)
         yield Deployment(coordinator, folders, study, f"{LOOPBACK}:{port}")
 
 
-def _trust(path: Path) -> Path:
-    """An authority, and SuperLink's certificate for loopback, as PEM files in `path`."""
-    authority, server = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
-    own, name = _named("authority"), _named(LOOPBACK)
-    addresses = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(LOOPBACK))])
-    for_authority = x509.BasicConstraints(ca=True, path_length=None)
-    top = _certificate(own, authority, own, authority, for_authority)
-    below = _certificate(name, server, own, authority, addresses)
-    (path / "authority.pem").write_bytes(top.public_bytes(Encoding.PEM))
-    (path / "certificate.pem").write_bytes(below.public_bytes(Encoding.PEM))
-    plain = server.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (path / "key.pem").write_bytes(plain)
-    return path / "authority.pem"
-
-
-def _named(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-
-
-def _certificate(
-    subject: x509.Name,
-    key: ec.EllipticCurvePrivateKey,
-    issuer: x509.Name,
-    by: ec.EllipticCurvePrivateKey,
-    extension: x509.ExtensionType,
-) -> x509.Certificate:
-    now = datetime.datetime.now(datetime.UTC)
-    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
-    builder = builder.serial_number(x509.random_serial_number())
-    builder = builder.not_valid_before(now - datetime.timedelta(minutes=5))
-    builder = builder.not_valid_after(now + datetime.timedelta(hours=1))
-    return builder.add_extension(extension, critical=False).sign(by, hashes.SHA256())
-
-
-def _register(address: str, trust: Path, keys: list[Path]) -> None:
-    """Make each node's key and tell SuperLink of it."""
-    control = ControlHttpClient.from_server_address(
-        server_address=address,
-        insecure=False,
-        root_certificates=str(trust),
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
-    )
+def _register(control: Control, keys: list[Path]) -> None:
+    """Make each node's key and tell SuperLink of it, once it is up."""
     for path in keys:
-        key = ec.generate_private_key(ec.SECP384R1())
+        key = new_key()
         path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-        request = RegisterNodeRequest(public_key=public_key_to_bytes(key.public_key()))
-        wait_for(lambda request=request: _answered(control, request))  # type: ignore[misc]
+        public = public_key_to_bytes(key.public_key())
+        wait_for(lambda public=public: _is_known(control, public))  # type: ignore[misc]
 
 
-def _answered(control: ControlHttpClient, request: RegisterNodeRequest) -> bool:
+def _is_known(control: Control, public_key: bytes) -> bool:
     try:
-        control.RegisterNode(request)
-    except httpx.TransportError:
+        control.register(public_key)
+    except EngineFailed:
         return False
     return True
-
-
-def _ended(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -20,6 +20,7 @@ from fedward.common import errors
 from fedward.common.errors import EngineFailed, Refusal
 from fedward.common.files import make_folder, write_atomically
 from fedward.common.flower_tools import free_port, quiet_environment, tool
+from fedward.common.supervision import end
 from fedward.common.thin_app import README, project_file
 from fedward.server.progress import read_events
 from fedward.server.study_folder import StudyFolder
@@ -54,17 +55,13 @@ def run_on_ray(folder: StudyFolder, hospitals: int) -> None:
     seen = watched.stat().st_size if watched.exists() else 0
     with _superlink(work) as environment:
         command = [
-            *_tool("flwr"), "run", str(app), "fedward", "--stream",
+            tool("flwr", "simulation"), "run", str(app), "fedward", "--stream",
             "--federation-config", f"num-supernodes={hospitals} client-resources-num-cpus=1",
         ]  # fmt: skip
         with (work / "run.log").open("ab") as log:
             subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
     if not folder.final.exists():
         raise _failure(watched, seen, work)
-
-
-def _tool(name: str) -> list[str]:
-    return [tool(name, "simulation")]
 
 
 @contextlib.contextmanager
@@ -82,7 +79,7 @@ def _superlink(work: Path) -> Iterator[dict[str, str]]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
     command = [
-        *_tool("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
+        tool("flower-superlink", "simulation"), "--insecure", "--simulation", "--isolation", "subprocess",
         "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation",
     ]  # fmt: skip
     with (work / "superlink.log").open("ab") as log:
@@ -92,12 +89,7 @@ def _superlink(work: Path) -> Iterator[dict[str, str]]:
             yield environment
         finally:
             sessions = _sessions_of(process.pid)
-            process.terminate()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process, 20)
             for session in sessions:
                 _end(session)
 

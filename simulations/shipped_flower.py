@@ -16,6 +16,7 @@ from flwr.cli.build import build_fab_from_files
 from fedward.common.errors import EngineFailed
 from fedward.common.files import make_folder
 from fedward.common.flower_tools import LOOPBACK, free_port, quiet_environment, tool
+from fedward.common.supervision import end
 from fedward.server.control import Control
 
 NODES = 2
@@ -120,16 +121,7 @@ def _start(running: contextlib.ExitStack, work: Path, command: list[str]) -> Non
     log = running.enter_context((work / "flower.log").open("ab"))
     environment = {**os.environ, **quiet_environment(work.resolve() / "flower")}
     process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    running.callback(_ended, process)
-
-
-def _ended(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    running.callback(end, process, 20)
 
 
 def _once_up(control: Control, config: dict[str, bool | float | int | str]) -> int:
