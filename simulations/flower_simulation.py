@@ -55,13 +55,17 @@ def run_on_ray(folder: StudyFolder, hospitals: int) -> None:
     seen = watched.stat().st_size if watched.exists() else 0
     with _superlink(work) as environment:
         command = [
-            tool("flwr", "simulation"), "run", str(app), "fedward", "--stream",
+            *_tool("flwr"), "run", str(app), "fedward", "--stream",
             "--federation-config", f"num-supernodes={hospitals} client-resources-num-cpus=1",
         ]  # fmt: skip
         with (work / "run.log").open("ab") as log:
             subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False)
     if not folder.final.exists():
         raise _failure(watched, seen, work)
+
+
+def _tool(name: str) -> list[str]:
+    return [tool(name, "simulation")]
 
 
 @contextlib.contextmanager
@@ -79,7 +83,7 @@ def _superlink(work: Path) -> Iterator[dict[str, str]]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
     command = [
-        tool("flower-superlink", "simulation"), "--insecure", "--simulation", "--isolation", "subprocess",
+        *_tool("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
         "--host", "127.0.0.1", "--port", str(port), "--disable-runtime-dependency-installation",
     ]  # fmt: skip
     with (work / "superlink.log").open("ab") as log:
