@@ -7,6 +7,7 @@ simulation the folder is ``<study folder>/hospitals/<partition-id>``.
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -14,6 +15,7 @@ from flwr.clientapp import ClientApp
 from fedward.client.egress import open_gate, unlogged
 from fedward.client.egress_fields import ENROL, MEASURE, TRAIN
 from fedward.client.hospital import Hospital, open_hospital
+from fedward.client.letters import Letter, open_letter
 from fedward.client.spending import Charge
 from fedward.common.errors import Refusal, RequestRefused
 from fedward.common.files import canonical_json
@@ -24,7 +26,8 @@ from fedward.common.thin_app import STUDY_FOLDER
 STATE_FOLDER = "state-folder"
 _log = logging.getLogger(__name__)
 
-Answer = Callable[[Hospital], tuple[RecordDict, tuple[Charge, ...]]]
+Req = TypeVar("Req", TrainRequest, MeasureRequest)
+Answer = Callable[[Hospital, RecordDict, Letter | None], tuple[RecordDict, tuple[Charge, ...]]]
 
 app = ClientApp()
 
@@ -44,25 +47,37 @@ def _answer(kind: str, message: Message, context: Context, answer: Answer) -> Me
     except Exception:
         _log.exception("the record of what leaves cannot be opened")
         return unlogged(message)
+    letter = None
     try:
+        letter = open_letter(folder, message)
         hospital = open_hospital(folder)
-        content, charges = answer(hospital)
-        return gate.release(kind, content, message, charges, hospital.remark)
+        question = message.content if letter is None else letter.content
+        content, charges = answer(hospital, question, letter)
+        return gate.release(kind, content, message, charges, hospital.remark, letter)
     except Refusal as refusal:
-        return gate.refuse(refusal, message, (str(folder), str(context.run_config.get(STUDY_FOLDER, folder))))
+        private = (str(folder), str(context.run_config.get(STUDY_FOLDER, folder)))
+        return gate.refuse(refusal, message, private, letter)
     except Exception:
         # The text of an unexpected exception may hold private values: it stays in the local log.
         _log.exception("a round failed")
-        return gate.refuse(
-            RequestRefused("The hospital's round failed; see the hospital's own log."), message
-        )
+        failed = RequestRefused("The hospital's round failed; see the hospital's own log.")
+        return gate.refuse(failed, message, letter=letter)
+
+
+def _as_enclosed(request: Req, letter: Letter | None) -> Req:
+    """The request, which is about what its envelope says, if it has one."""
+    if letter is not None:
+        letter.require(request.study, request.server_round)
+    return request
 
 
 @app.query()
 def enrol(message: Message, context: Context) -> Message:
     """Reply with the hospital's public name and declared count."""
 
-    def answer(hospital: Hospital) -> tuple[RecordDict, tuple[Charge, ...]]:
+    def answer(
+        hospital: Hospital, question: RecordDict, letter: Letter | None
+    ) -> tuple[RecordDict, tuple[Charge, ...]]:
         profile = ConfigRecord({"profile": canonical_json(hospital.enrolment)})
         return RecordDict({CONFIG: profile}), ()
 
@@ -73,8 +88,10 @@ def enrol(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Answer one round."""
 
-    def answer(hospital: Hospital) -> tuple[RecordDict, tuple[Charge, ...]]:
-        reply = hospital.answer(TrainRequest.from_records(message.content))
+    def answer(
+        hospital: Hospital, question: RecordDict, letter: Letter | None
+    ) -> tuple[RecordDict, tuple[Charge, ...]]:
+        reply = hospital.answer(_as_enclosed(TrainRequest.from_records(question), letter))
         return reply.to_records(), hospital.charges_of(reply)
 
     return _answer(TRAIN, message, context, answer)
@@ -84,8 +101,10 @@ def train(message: Message, context: Context) -> Message:
 def measure(message: Message, context: Context) -> Message:
     """Answer the measurement behind the last round."""
 
-    def answer(hospital: Hospital) -> tuple[RecordDict, tuple[Charge, ...]]:
-        reply = hospital.measure(MeasureRequest.from_records(message.content))
+    def answer(
+        hospital: Hospital, question: RecordDict, letter: Letter | None
+    ) -> tuple[RecordDict, tuple[Charge, ...]]:
+        reply = hospital.measure(_as_enclosed(MeasureRequest.from_records(question), letter))
         return reply.to_records(), hospital.charges_of(reply)
 
     return _answer(MEASURE, message, context, answer)

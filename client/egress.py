@@ -34,20 +34,23 @@ from fedward.client.egress_fields import (
     WAIVED,
 )
 from fedward.client.egress_log import HELD, LOG, EgressLog
+from fedward.client.letters import Letter
 from fedward.client.spending import Charge, mechanism_json
 from fedward.common.errors import (
     BudgetRefused,
     EgressRefused,
+    EnvelopeRefused,
     PayloadRefused,
     Refusal,
     RequestRefused,
     SettingRefused,
 )
 from fedward.common.files import canonical_json, parse_canonical
-from fedward.common.messages import CONFIG, refusal_reply
+from fedward.common.letters import ENVELOPE
+from fedward.common.messages import CONFIG, refusal_reply, wire_bytes
 
-# Refusals whose sentences are about the request, the budget and the site's policy only.
-SPEAKING = (BudgetRefused, PayloadRefused, RequestRefused, SettingRefused)
+# Refusals whose sentences are about the request, its envelope, the budget and the site's policy only.
+SPEAKING = (BudgetRefused, EnvelopeRefused, PayloadRefused, RequestRefused, SettingRefused)
 SILENT = "The hospital cannot answer; see its own log."
 UNLOGGED = "The hospital's record of what leaves it cannot be written, so nothing leaves; see its own log."
 _LONGEST_SENTENCE = 1000  # characters; a request's own words may be in it
@@ -89,6 +92,7 @@ class Gate:
         request: Message,
         charges: tuple[Charge, ...],
         remark: str = "",
+        letter: Letter | None = None,
     ) -> Message:
         """The reply to `request` with `content`, once it is logged.
 
@@ -99,6 +103,7 @@ class Gate:
             charges: what its ``dp`` fields cost, one for each.
             remark: what the log says of ``dp`` fields: `SEEDED`, or `WAIVED`, with which alone they may leave
                 without a charge, and never as ``dp``.
+            letter: the question, where it came in an envelope: then the reply leaves in one.
 
         Raises:
             EgressRefused: a field has no class, a ``dp`` field no charge of its own kind and round, or a
@@ -113,8 +118,12 @@ class Gate:
         except EgressRefused as refusal:
             self._log.write(HELD, {"message": kind, "asked": _asked(request), "why": str(refusal)[:500]})
             raise
+        leaving = content
+        if letter is not None:
+            leaving = letter.answer(content)
+            classed.append(_envelope(kind, letter, leaving, classed))
         self._left(kind, request, classed, _about(header), charges)
-        return Message(content, reply_to=request)
+        return Message(leaving, reply_to=request)
 
     def hand_out(self, document: dict[str, Any]) -> None:
         """Log a request to join or renew, whose fields are `document`, before a person carries it out.
@@ -126,11 +135,18 @@ class Gate:
         fields = [_classed(JOIN, field, set(), "") for field in _header_fields("request", document)]
         self._log.write("left", _body(JOIN, "by hand", fields, {}, ()))
 
-    def refuse(self, refusal: Refusal, request: Message, private: tuple[str, ...] = ()) -> Message:
+    def refuse(
+        self,
+        refusal: Refusal,
+        request: Message,
+        private: tuple[str, ...] = (),
+        letter: Letter | None = None,
+    ) -> Message:
         """The reply that carries a refusal by name, its sentence only if that may leave; it never raises.
 
         Args:
             private: texts that must not leave, for example the path of the state folder.
+            letter: the question, where it came in an envelope: then the refusal leaves in one.
         """
         shown = _shown(refusal, private)
         reply = refusal_reply(shown, request)
@@ -141,6 +157,10 @@ class Gate:
         )
         try:
             classed = [_classed(REFUSAL, field, set(), "") for field in fields]
+            if letter is not None:
+                leaving = letter.refusal(reply.error)
+                classed.append(_envelope(REFUSAL, letter, leaving, classed))
+                reply = Message(leaving, reply_to=request)
             self._left(REFUSAL, request, classed, {"refusal": shown.name}, ())
         except Exception:
             _logger.exception("what leaves cannot be logged")
@@ -222,6 +242,14 @@ def _classed(kind: str, field: Field, paid: set[str], remark: str) -> dict[str, 
     if remark:
         entry |= {"class": CONSENTED if remark == WAIVED else DP, "why": remark}
     return entry
+
+
+def _envelope(kind: str, letter: Letter, leaving: RecordDict, fields: list[dict[str, Any]]) -> dict[str, Any]:
+    """What an envelope adds to a message's fields. Its bytes differ each time, so that what the log tells of
+    them is whose signatures they are: an answer that leaves again is counted as the same.
+    """
+    size = wire_bytes(leaving) - sum(field["bytes"] for field in fields)
+    return _classed(kind, Field(ENVELOPE, size, letter.signed_by), set(), "")
 
 
 def _refuse_foreign_charges(

@@ -6,6 +6,7 @@
 """
 
 from fedward.client.spending import DP_SGD
+from fedward.common.letters import ENVELOPE
 from fedward.common.measurement import FISHER, METRIC
 
 PUBLIC, DP, CONSENTED = "public", "dp", "consented"
@@ -14,6 +15,10 @@ ENROL, TRAIN, MEASURE, REFUSAL, JOIN = "enrol", "train", "measure", "refusal", "
 _NAME = "the name that the hospital chose for the study"
 _SEAL = "a seal on the budget's ledger, which only this hospital can read: to others it is random digits"
 _COUNT = "the number of images that the hospital declared: rounded up to tens, and frozen"
+_ENVELOPE = (
+    "the envelope: who writes to whom about which study and round, under which number and until when, with "
+    "this site's signatures, and random digits"
+)
 
 # (kind of message, field) -> (class, why it may leave, in words for a data protection officer)
 FIELDS: dict[tuple[str, str], tuple[str, str]] = {
@@ -54,6 +59,7 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
         PUBLIC,
         "the refusal's name and a sentence about the request, the budget or the site's policy",
     ),
+    **{(kind, ENVELOPE): (PUBLIC, _ENVELOPE) for kind in (ENROL, TRAIN, MEASURE, REFUSAL)},
 }
 # (kind of message, field of class ``dp``) -> the kind of the charge that pays for it
 PAID_BY = {

@@ -12,11 +12,13 @@ from fedward.client.egress_log import HELD, LOG_HEAD, Counts, counts
 from fedward.client.spending import Charge, mechanism_from, mechanisms_of, steps_of
 from fedward.common.chain import Entry, Head
 from fedward.common.ledger import Ledger
+from fedward.common.letters import ENVELOPE
 from fedward.common.privacy import epsilon
 
 Row = dict[str, Any]
 _FROM_A_SEED = (SEEDED, SEEDED_MEASUREMENT)
-_REFUSALS_FIELDS = [name for kind, name in FIELDS if kind == REFUSAL]
+# Of a refusal without an envelope; the counts do not tell the two apart.
+_REFUSALS_FIELDS = [name for kind, name in FIELDS if kind == REFUSAL and name != ENVELOPE]
 _NOT_LISTED = "not in this version's list"
 
 

@@ -8,8 +8,8 @@ without the random bytes whoever guesses a payload could check the guess. Both s
 cover the header and the body's SHA-256 under a type of their own (DSSE's PAE), so that no signature of a
 release or an enrolment passes for one of a message. What each field is against stands in docs/messages.md.
 
-An envelope is never made twice for the same bytes (ML-DSA-65 and sealing are randomised): an answer that has
-to leave byte for byte again is stored enclosed, and sent from there.
+An envelope is never made twice for the same bytes (ML-DSA-65 and sealing are randomised): an answer is stored
+as it is, and enclosed anew each time that it leaves.
 """
 
 import hashlib

@@ -34,7 +34,7 @@ from fedward.common.message_parts import (
     request_anchor,
     typed,
 )
-from fedward.common.reply_codes import NO_DAEMON, NOT_APPROVED, REFUSED
+from fedward.common.reply_codes import NO_DAEMON, NOT_APPROVED, REFUSED, UNPROVEN
 from fedward.common.setting_checks import check_text
 
 __all__ = [
@@ -240,6 +240,8 @@ def refusal_text(message: Message) -> tuple[str, str]:
     name, separator, sentence = reason.partition(": ")
     if message.error.code == REFUSED and separator:
         return name, sentence
+    if message.error.code == UNPROVEN:
+        return "Unproven", f"What came under the hospital's name does not prove itself ({reason})."
     if message.error.code in _RELAYED:
         return _RELAYED[message.error.code]
     return (

@@ -40,7 +40,6 @@ class Arrival(Enum):
 
 IN_ORDER = frozenset({Arrival.FRESH})
 ANY_ORDER = frozenset({Arrival.FRESH, Arrival.LATE})
-STORED = frozenset(Arrival)  # of answers that are kept and sent again, where taking one twice changes nothing
 
 
 class Numbers:

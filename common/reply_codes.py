@@ -6,3 +6,4 @@ They stand by themselves for the task runner, which must load neither torch nor 
 REFUSED = 100  # a refusal, by name and with its sentence
 NOT_APPROVED = 101  # the site's task runner: the run came with a bundle that the site has not approved
 NO_DAEMON = 102  # the site's task runner: the daemon did not answer in time
+UNPROVEN = 103  # the coordinator's own: an answer that its site's signatures do not prove

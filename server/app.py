@@ -13,11 +13,19 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedward.common.errors import Refusal
 from fedward.common.files import write_atomically
-from fedward.common.thin_app import STUDY_FOLDER
+from fedward.common.thin_app import COORDINATOR_FOLDER, STUDY_FOLDER
+from fedward.server.coordinator import PROFILE
+from fedward.server.letters import forget_sealing_key
 from fedward.server.rounds import run_rounds
 from fedward.server.study_folder import StudyFolder
 
 app = ServerApp()
+
+
+def _coordinator(context: Context) -> Path | None:
+    """The coordinator's state folder, where it has a federation; its sites take envelopes only."""
+    named = str(context.run_config.get(COORDINATOR_FOLDER, ""))
+    return Path(named) if named and (Path(named) / PROFILE).exists() else None
 
 
 @app.main()
@@ -27,8 +35,9 @@ def main(grid: Grid, context: Context) -> None:
     try:
         with folder.held():
             buffer = io.BytesIO()
-            np.save(buffer, run_rounds(grid, folder))
+            np.save(buffer, run_rounds(grid, folder, _coordinator(context)))
             write_atomically(folder.final, buffer.getvalue())
+            forget_sealing_key(folder.path)
     except Refusal as refusal:
         folder.note("refused", name=refusal.name, message=str(refusal))
         raise

@@ -2,7 +2,8 @@
 
 A round closes when every hospital that was asked has answered, or at its deadline. While the quorum is not
 met, it also waits for hospitals that are away. An error of Flower's own (the node went offline, its reply
-was lost) is no answer: the hospital is asked again when it is back, and sends the reply that it stored.
+was lost), of a daemon that is away, and a reply that does not prove itself are no answer: the hospital is
+asked again when it is back, and sends the reply that it stored.
 """
 
 import time
@@ -13,16 +14,20 @@ from flwr.app import Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from fedward.common.reply_codes import NO_DAEMON, UNPROVEN
+from fedward.server.post import Post
 from fedward.server.roster import Roster
 
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
-# What Flower says of a message or a node that is gone; a hospital's own errors have other codes.
+# What is said of a message or a node that is gone; a hospital's own refusals have another code.
 _PASSING = (
     ErrorCode.MESSAGE_UNAVAILABLE,
     ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
     ErrorCode.NODE_UNAVAILABLE,
     ErrorCode.CLIENT_APP_CRASHED,
+    NO_DAEMON,
+    UNPROVEN,
 )
 
 
@@ -37,7 +42,7 @@ class Asking:
         seconds: until the deadline.
     """
 
-    grid: Grid
+    grid: Grid | Post
     roster: Roster
     question: Callable[[int], Message]
     needs_more: Callable[[], bool]

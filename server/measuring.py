@@ -32,7 +32,7 @@ from fedward.common.measurement import (
     noise_deviations,
 )
 from fedward.common.message_parts import addressed
-from fedward.common.messages import message_bytes, refusal_text, wire_bytes
+from fedward.common.messages import refusal_text
 from fedward.server.checkpoint import Progress, save_checkpoint, study_digest
 from fedward.server.senders import (
     LostReply,
@@ -62,15 +62,15 @@ class Measured:
         num_examples: their declared counts, added up.
         sums: kind -> int64 (n,), over the hospitals.
         refusals: answers that did not count, as in a round's row.
-        uplink_bytes, downlink_bytes: of all messages.
+        uplink_bytes, downlink_bytes: of all messages, as they travelled.
     """
 
     hospitals: list[str]
     num_examples: int
     sums: dict[str, Ints]
     refusals: list[dict[str, str]]
-    uplink_bytes: int
-    downlink_bytes: int
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
 
 
 class Measurement:
@@ -93,7 +93,6 @@ class Measurement:
         self._messages: list[Message] = []
         self._lost: list[LostReply] = []
         self._answered: dict[str, int] = {}
-        self._uplink_bytes = 0
         sizes = measured_sizes(study.local)
         self._sums = {kind: np.zeros(size, np.int64) for kind, size in sizes.items()}
 
@@ -135,12 +134,9 @@ class Measurement:
             sum(self._answered.values()),
             self._sums,
             [asdict(lost) for lost in self._lost],
-            self._uplink_bytes,
-            sum(wire_bytes(message.content) for message in self._messages),
         )
 
     def _fold(self, reply: Message, hospital: EnrolledHospital) -> None:
-        self._uplink_bytes += message_bytes(reply)
         if reply.has_error():
             self._lost.append(LostReply(hospital.name, *refusal_text(reply)))
             return

@@ -5,7 +5,6 @@ too. A name belongs to the first node that claims it for as long as that node is
 """
 
 import time
-from collections.abc import Callable
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -13,7 +12,9 @@ from flwr.serverapp import Grid
 from fedward.common.config import EnrolledHospital, Study
 from fedward.common.errors import PayloadRefused, QuorumMissed
 from fedward.common.files import parse_canonical
-from fedward.common.messages import CONFIG, message_bytes
+from fedward.common.messages import CONFIG
+from fedward.common.reply_codes import UNPROVEN
+from fedward.server.post import Post
 
 _QUESTION_SECONDS = 60.0
 _PAUSE_SECONDS = 0.1
@@ -26,15 +27,13 @@ class Roster:
         nodes: Flower node id -> hospital, of every node that ever spoke for one.
         online: the hospitals' nodes that are connected now, one a hospital: name -> node id.
         names: of all the study's hospitals.
-        received: bytes of all that the nodes said of themselves.
     """
 
-    def __init__(self, grid: Grid, study: Study) -> None:
+    def __init__(self, grid: Grid | Post, study: Study) -> None:
         """Nobody is known yet."""
         self.nodes: dict[int, EnrolledHospital] = {}
         self.online: dict[str, int] = {}
         self.names = {hospital.name for hospital in study.hospitals}
-        self.received = 0
         self._grid = grid
         self._enrolled = {hospital.name: hospital for hospital in study.hospitals}
         self._claims: dict[int, EnrolledHospital] = {}
@@ -71,7 +70,8 @@ class Roster:
         for message_id, node_id in list(self._asked.items()):
             for reply in self._grid.pull_messages([message_id]):
                 self._asked.pop(message_id, None)
-                self.received += message_bytes(reply)
+                if reply.has_error() and reply.error.code == UNPROVEN:
+                    self._seen.pop(node_id, None)  # ask again
                 hospital = _named(reply, self._enrolled)
                 if hospital is not None:
                     self._claims[node_id] = hospital
@@ -89,17 +89,10 @@ class Roster:
         return came
 
 
-def enrol(
-    roster: Roster,
-    study: Study,
-    seconds: float,
-    on_end: Callable[[int], None] = lambda size: None,
-) -> None:
+def enrol(roster: Roster, study: Study, seconds: float) -> None:
     """Look until each hospital of the study is there or the time is up.
 
     A node that names no enrolled hospital, claims another count, or a name already taken, is left out.
-    `on_end` is told how many bytes all of them sent.
-
     Raises:
         QuorumMissed: fewer hospitals than the quorum were found.
     """
@@ -108,7 +101,6 @@ def enrol(
     while len(roster.online) < len(study.hospitals) and time.monotonic() < deadline:
         time.sleep(_PAUSE_SECONDS)
         roster.look()
-    on_end(roster.received)
     if len(roster.online) < study.quorum:
         found = len(roster.online)
         raise QuorumMissed(

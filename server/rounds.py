@@ -6,6 +6,7 @@ the strategy are Flower's. A study goes on from its last checkpoint wherever it 
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from fedward.common.npz_files import read_archive
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.asking import Asking
 from fedward.server.checkpoint import Progress, load_checkpoint, save_checkpoint
+from fedward.server.letters import Letters
 from fedward.server.measuring import Measurement, keep
+from fedward.server.post import Post
 from fedward.server.reference import halve, measure
 from fedward.server.roster import Roster, enrol
 from fedward.server.strategy import FedwardAvg, released_latents
@@ -32,8 +35,13 @@ _ENROLMENT_SECONDS = 120.0
 START = "start"
 
 
-def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
+def run_rounds(grid: Grid, folder: StudyFolder, coordinator: Path | None = None) -> Vector:
     """Run a study to its last round and return the released latents, float32 (n,).
+
+    Args:
+        grid: Flower's.
+        folder: the study's.
+        coordinator: state folder of a coordinator whose sites take envelopes only; None in a simulation.
 
     Raises:
         Refusal: a quorum is missed, a checkpoint is damaged, the folder cannot be written; what was closed
@@ -46,41 +54,53 @@ def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
     if progress.server_round >= study.rounds and _is_measured(folder, study):
         return released_latents(progress, study)  # all is closed: no hospital needs to be there any more
     folder.note("enrolling", hospitals=len(study.hospitals))
-    roster = Roster(grid, study)
-    enrol(roster, study, _ENROLMENT_SECONDS, on_end=lambda size: folder.note("enrolled", bytes=size))
+    post = _post(grid, folder, study, coordinator)
+    roster = Roster(post, study)
+    try:
+        enrol(roster, study, _ENROLMENT_SECONDS)
+    finally:
+        folder.note("enrolled", bytes=post.received)
     extras = {name: encode(vector, study.downlink_codec) for name, vector in fixed.items()}
     strategy = FedwardAvg(
         study, progress, roster.nodes, extras, lambda name: folder.note("reply", hospital=name)
     )
     arrays = strategy.arrays()
     for server_round in range(progress.server_round + 1, study.rounds + 1):
-        started = time.monotonic()
+        started, before = time.monotonic(), (post.received, post.sent)
         folder.note("round", round=server_round)
         roster.look()
         messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-        asking = Asking(grid, roster, strategy.question, strategy.needs_more, study.round_timeout)
+        asking = Asking(post, roster, strategy.question, strategy.needs_more, study.round_timeout)
         new_arrays, _ = strategy.aggregate_train(server_round, asking.replies(messages))
         arrays = new_arrays or arrays
-        row = _row(strategy, server_round, time.monotonic() - started, evaluation)
+        traffic = post.received - before[0], post.sent - before[1]
+        row = _row(strategy, server_round, traffic, time.monotonic() - started, evaluation)
         strategy.progress.history.append(row)
         save_checkpoint(folder.checkpoint, strategy.progress, study)
         folder.note("closed", **row)
     if not _is_measured(folder, study):
-        _measure(grid, folder, study, strategy.progress, roster)
+        _measure(post, folder, study, strategy.progress, roster)
     return released_latents(strategy.progress, study)
+
+
+def _post(grid: Grid, folder: StudyFolder, study: Study, coordinator: Path | None) -> Post:
+    letters = None if coordinator is None else Letters(coordinator, study.name, folder.path)
+    return Post(grid, letters, lambda node, why: folder.note("unproven", node=node, why=why))
 
 
 def _is_measured(folder: StudyFolder, study: Study) -> bool:
     return not study.local.measures or folder.measured.exists()
 
 
-def _measure(grid: Grid, folder: StudyFolder, study: Study, progress: Progress, roster: Roster) -> None:
+def _measure(post: Post, folder: StudyFolder, study: Study, progress: Progress, roster: Roster) -> None:
     folder.note("measuring")
+    before = post.received, post.sent
     roster.look()
     measurement = Measurement(study, roster.nodes, released_latents(progress, study), progress.anchors)
-    messages = measurement.configure(grid)
-    asking = Asking(grid, roster, measurement.question, measurement.needs_more, study.round_timeout)
+    messages = measurement.configure(post.grid)
+    asking = Asking(post, roster, measurement.question, measurement.needs_more, study.round_timeout)
     found = measurement.aggregate(asking.replies(messages))
+    found = replace(found, uplink_bytes=post.received - before[0], downlink_bytes=post.sent - before[1])
     keep(folder, study, progress, measurement, found)
     folder.note("measured", uplink_bytes=found.uplink_bytes, downlink_bytes=found.downlink_bytes)
 
@@ -130,7 +150,11 @@ def _begin_or_resume(folder: StudyFolder, study: Study, start: Vector) -> Progre
 
 
 def _row(
-    strategy: FedwardAvg, server_round: int, seconds: float, evaluation: Split | None
+    strategy: FedwardAvg,
+    server_round: int,
+    traffic: tuple[int, int],
+    seconds: float,
+    evaluation: Split | None,
 ) -> dict[str, object]:
     figures: dict[str, float | None] = {"auc": None, "accuracy": None, "balanced_accuracy": None}
     if evaluation is not None:
@@ -138,8 +162,8 @@ def _row(
     return {
         "round": server_round,
         **figures,
-        "uplink_bytes": strategy.uplink_bytes,
-        "downlink_bytes": strategy.downlink_bytes,
+        "uplink_bytes": traffic[0],
+        "downlink_bytes": traffic[1],
         "seconds": round(seconds, 3),
         "replies": strategy.replies,
         "refusals": [lost.__dict__ for lost in strategy.lost],

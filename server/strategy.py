@@ -22,9 +22,7 @@ from fedward.common.messages import (
     TrainReply,
     TrainRequest,
     addressed,
-    message_bytes,
     refusal_text,
-    wire_bytes,
 )
 from fedward.server.aggregation import IntegerMean, norm_bound, screen
 from fedward.server.checkpoint import Progress
@@ -72,7 +70,7 @@ class FedwardAvg(FedAvg):
         self.study = study
         self.progress = progress
         self.lost: list[LostReply] = []
-        self.uplink_bytes = self.downlink_bytes = self.replies = self.usable = 0
+        self.replies = self.usable = 0
         self._nodes = nodes
         self._extras = extras or {}
         self._on_reply = on_reply
@@ -105,7 +103,7 @@ class FedwardAvg(FedAvg):
         connected = set(grid.get_node_ids())
         speaking = speakers(self._nodes, connected)
         self.lost = not_connected(study.hospitals, speaking)
-        self._record, self._messages, self.downlink_bytes, self.usable = record, [], 0, 0
+        self._record, self._messages, self.usable = record, [], 0
         return [self.question(node_id) for node_id in speaking.values()]
 
     def question(self, node_id: int) -> Message:
@@ -115,7 +113,6 @@ class FedwardAvg(FedAvg):
         (message,) = self._construct_messages(record, [node_id], MessageType.TRAIN)
         message.metadata.ttl = self.study.round_timeout
         self._messages.append(message)
-        self.downlink_bytes += wire_bytes(message.content)
         return message
 
     def needs_more(self) -> bool:
@@ -133,7 +130,7 @@ class FedwardAvg(FedAvg):
         mean = IntegerMean(len(self.progress.latents))
         heard = {lost.hospital for lost in self.lost}
         answered: set[str] = set()
-        self.uplink_bytes, self._anchors = 0, {}
+        self._anchors = {}
         for reply in replies:
             hospital = sender_of(reply, self._nodes, self._messages)
             if hospital is None:
@@ -158,12 +155,10 @@ class FedwardAvg(FedAvg):
         answered: set[str],
     ) -> None:
         if reply.has_error():
-            self.uplink_bytes += message_bytes(reply)
             self.lost.append(LostReply(hospital.name, *refusal_text(reply)))
             return
         try:
             content = readable(lambda: TrainReply.from_records(reply.content), _UNREADABLE)
-            self.uplink_bytes += message_bytes(reply)
             if hospital.name in answered:
                 raise UpdateRefused("The hospital replied twice; the first reply counts.")
             mean.add(self._update(content, hospital, server_round), hospital.num_examples)

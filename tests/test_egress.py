@@ -38,6 +38,7 @@ from fedward.common.errors import BudgetRefused, EgressRefused, LedgerRefused, R
 from fedward.common.files import canonical_json
 from fedward.common.instants import utc_now
 from fedward.common.ledger import Ledger, verify
+from fedward.common.letters import ENVELOPE
 from fedward.common.measure_messages import MEASURE, MeasureReply, MeasureRequest
 from fedward.common.measurement import measurements
 from fedward.common.messages import (
@@ -148,7 +149,8 @@ def test_every_field_of_every_message_has_a_class_and_every_class_a_field(
     open_gate(site).hand_out(joined.statement()["predicate"])
     entries = _log(site)
     assert [entry["message"] for entry in entries] == ["enrol", "train", "measure", "refusal", "join"]
-    assert set.union(*map(_names, entries)) == set(FIELDS)
+    # `test_letters` walks those that come in an envelope.
+    assert set.union(*map(_names, entries)) == {key for key in FIELDS if key[1] != ENVELOPE}
     assert entries[-1]["bytes"] == len(canonical_json(joined.statement()["predicate"]))
     for entry, reply in zip(entries[:-1], replies, strict=True):
         assert entry["bytes"] == message_bytes(reply) == sum(field["bytes"] for field in entry["fields"])
@@ -167,7 +169,7 @@ def test_each_part_of_a_reply_is_a_field_that_the_table_names(question: Callable
     """A field that is added to `TrainReply` must be added to the table too."""
     renamed = {"server_round": "reply.round", "update": "update.latents"}
     names = {renamed.get(f.name, f"reply.{f.name}") for f in dataclasses.fields(TrainReply)}
-    assert {("train", name) for name in names} == {key for key in FIELDS if key[0] == "train"}
+    assert {("train", name) for name in {*names, ENVELOPE}} == {key for key in FIELDS if key[0] == "train"}
 
 
 def test_each_part_of_a_measurement_is_a_field_that_the_table_names(
@@ -176,7 +178,9 @@ def test_each_part_of_a_measurement_is_a_field_that_the_table_names(
     local = make_local(metric_noise_multiplier=6.0, fisher_noise_multiplier=7.0)
     names = {f.name for f in dataclasses.fields(MeasureReply)} - {"measured", "server_round"} | {"round"}
     parts = {f"reply.{name}" for name in names} | {f"measured.{kind}" for kind in measurements(local)}
-    assert {("measure", name) for name in parts} == {key for key in FIELDS if key[0] == "measure"}
+    assert {("measure", name) for name in {*parts, ENVELOPE}} == {
+        key for key in FIELDS if key[0] == "measure"
+    }
 
 
 def test_every_private_field_has_the_one_kind_of_charge_that_pays_for_it() -> None:
@@ -307,10 +311,17 @@ def test_every_refusal_leaves_by_its_name_and_speaks_only_of_the_request(
     assert "Jane" not in json.dumps(entry)  # the log holds digests, not what left
 
 
-def test_only_refusals_about_the_request_or_the_budget_speak() -> None:
+def test_only_refusals_about_the_request_its_envelope_or_the_budget_speak() -> None:
     names = {kind.__name__ for kind in _all_refusals() if issubclass(kind, SPEAKING)}
     rules = {"PolicyRefused", "ApprovalMissing"}  # they name a rule and its limit, which hold for anybody
-    assert names == {"BudgetRefused", "PayloadRefused", "RequestRefused", "SettingRefused"} | rules
+    envelope = {
+        "EnvelopeRefused",
+        "SenderRefused",
+        "EnvelopeMisdirected",
+        "EnvelopeExpired",
+        "EnvelopeReplayed",
+    }
+    assert names == {"BudgetRefused", "PayloadRefused", "RequestRefused", "SettingRefused"} | rules | envelope
 
 
 def test_a_sentence_that_names_the_state_folder_does_not_leave(

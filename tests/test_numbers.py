@@ -13,7 +13,6 @@ from fedward.common.numbers import (
     ANY_ORDER,
     HIGHEST_NUMBER,
     IN_ORDER,
-    STORED,
     WINDOW,
     Arrival,
     NextNumber,
@@ -58,21 +57,21 @@ def test_what_is_below_the_window_is_refused_and_the_file_stays_small(tmp_path: 
     for number in range(10, 10 + 2 * WINDOW):
         numbers.take(KEY, number, digest(number))
     lowest = 10 + WINDOW
-    assert numbers.take(KEY, lowest, digest(lowest), STORED) is Arrival.AGAIN
+    assert numbers.take(KEY, lowest, digest(lowest), frozenset(Arrival)) is Arrival.AGAIN
     for number in (5, lowest - 1):
         with pytest.raises(EnvelopeReplayed, match="older than the last"):
-            numbers.take(KEY, number, digest(number), STORED)
+            numbers.take(KEY, number, digest(number), frozenset(Arrival))
     assert (tmp_path / f"{KEY}.json").stat().st_size < 10_000
 
 
 def test_the_very_same_message_may_come_again_where_it_is_accepted(tmp_path: Path) -> None:
     numbers = Numbers(tmp_path)
-    numbers.take(KEY, 3, digest(3), STORED)
+    numbers.take(KEY, 3, digest(3), frozenset(Arrival))
     before = (tmp_path / f"{KEY}.json").read_bytes()
-    assert numbers.take(KEY, 3, digest(3), STORED) is Arrival.AGAIN
+    assert numbers.take(KEY, 3, digest(3), frozenset(Arrival)) is Arrival.AGAIN
     assert (tmp_path / f"{KEY}.json").read_bytes() == before
     with pytest.raises(EnvelopeReplayed, match="other content"):
-        numbers.take(KEY, 3, digest(3, 1), STORED)
+        numbers.take(KEY, 3, digest(3, 1), frozenset(Arrival))
 
 
 def test_each_key_has_its_own_numbers(tmp_path: Path) -> None:

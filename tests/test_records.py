@@ -13,7 +13,7 @@ from fedward.common.envelope_header import Address
 from fedward.common.errors import PayloadRefused
 from fedward.common.framing import pack
 from fedward.common.messages import ANCHOR, LATENTS, TrainReply, TrainRequest
-from fedward.common.numbers import STORED, Arrival, NextNumber, Numbers
+from fedward.common.numbers import Arrival, NextNumber, Numbers
 from fedward.common.records import pack_records, unpack_records
 from fedward.common.sealing_keys import announce, create_sealing_key, load_sealing_key, read_announcement
 from fedward.common.signing import Signer
@@ -68,7 +68,7 @@ def test_a_whole_round_travels_in_envelopes(tmp_path: Path, make_local: Callable
             trust=[north.public()],
             now=now,
             numbers=Numbers(tmp_path / "office" / "numbers"),
-            accepted=STORED,
+            accepted=frozenset(Arrival),
             sealing_keys=[load_sealing_key(tmp_path / "office")],
         )
         assert opened.arrival is arrival

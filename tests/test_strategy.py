@@ -377,16 +377,6 @@ def test_every_connected_hospital_gets_the_same_request(study: Study) -> None:
     np.testing.assert_array_equal(decode(requests[0].vectors[LATENTS], COUNT, "fp32"), np.zeros(COUNT))
 
 
-def test_bytes_are_counted_up_and_down(study: Study) -> None:
-    strategy = _strategy(study)
-    (first, *_) = _open(strategy)
-    strategy.aggregate_train(1, _honest())
-    vector = 16 + 4 * COUNT
-    assert 3 * vector < strategy.uplink_bytes < 3 * (vector + 400)
-    assert 3 * vector < strategy.downlink_bytes < 3 * (vector + 1500)
-    assert first.metadata.message_type == "train"
-
-
 def test_momentum_and_the_mean_of_the_last_rounds_by_hand(
     make_study: Callable[..., Study], make_local: Callable[..., LocalSettings]
 ) -> None:
