@@ -15,6 +15,8 @@ from fedward.client.egress_log import LOG, LOG_HEAD
 from fedward.client.egress_sums import summary as left_summary
 from fedward.client.egress_words import explanation
 from fedward.client.enrolment_commands import accept, join, renew
+from fedward.client.fetching import fetch
+from fedward.client.import_command import init
 from fedward.client.registry import Registry
 from fedward.client.running import doctor, status, up
 from fedward.common.bundle import read_bundle
@@ -43,7 +45,7 @@ def hospital() -> None:
     """A hospital's own side of a study."""
 
 
-for command in (join, accept, renew, up, status, doctor):
+for command in (init, join, accept, renew, up, status, doctor, fetch):
     app.command()(command)
 
 State = Annotated[Path | None, typer.Option(help="The hospital's state folder.")]

@@ -21,6 +21,7 @@ from fedward.common.roles import AUDITOR, COORDINATOR, require_role
 from fedward.server import enrolment
 from fedward.server.coordinator import LOG, Address, Coordinator
 from fedward.server.gateway import CoordinatorGateway
+from fedward.server.plan_command import plan
 from fedward.server.sites import Site, Sites
 from fedward.server.study_commands import resume, start, status, stop, up
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Run studies across hospitals; who is in the federation, and its keys.",
 )
-for command in (up, start, resume, stop, status):
+for command in (up, plan, start, resume, stop, status):
     app.command()(command)
 
 State = Annotated[Path | None, typer.Option(help="The coordinator's state folder.")]
