@@ -27,6 +27,7 @@ from fedward.common.ledger import Ledger
 from fedward.common.mechanisms import Mechanism
 from fedward.common.printing import unmistakable
 from fedward.common.trust import load_trust
+from fedward.common.watching_commands import logs_of, unit_of
 
 BUDGET_FOLDER = "budget"  # of a hospital's state folder
 _SHOWN = 3  # messages, where --last does not say
@@ -47,6 +48,8 @@ def hospital() -> None:
 
 for command in (init, join, accept, renew, up, status, doctor, fetch):
     app.command()(command)
+app.command("logs")(logs_of("hospital"))
+app.command("unit")(unit_of("hospital"))
 
 State = Annotated[Path | None, typer.Option(help="The hospital's state folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -37,7 +37,7 @@ def fetch(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Fetch the newest release, or STUDY's, from the coordinator, and the trust file that it verifies with."""
+    """Fetch the newest release, or STUDY's, and the trust file that it verifies with."""
     folder = state or config_folder() / "hospital"
     member = Membership.load(folder)
     keys = member.coordinator_keys(utc_now())
@@ -114,7 +114,7 @@ def _get(state: Path, name: str, limit_bytes: int) -> bytes:
         raise UnknownName("The coordinator has published no release yet.")
     if answer.status != http.client.OK:
         raise GatewayFailed(
-            f"The coordinator's gateway answers {answer.status}: `fedward hospital doctor` says what is wrong."
+            f"The coordinator's gateway answers {answer.status}: run `fedward hospital doctor`."
         )
     if len(data) > limit_bytes:
         raise BundleRefused("More came than the coordinator's list promises: nothing was kept.")

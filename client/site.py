@@ -1,7 +1,8 @@
 """`fedward hospital up`: the daemon, Flower's SuperNode, the task runner and the gateway, kept running.
 
-The SuperNode only dials out, by the hospital's own gateway, an nginx on loopback with the site's certificate. Its own port, on loopback, takes tasks with a secret that stands in the state
-folder; the daemon has no port at all.
+The SuperNode only dials out, by the hospital's own gateway, an nginx on loopback with the site's certificate.
+Its own port, on loopback, takes tasks with a secret that stands in the state folder; the daemon has no port
+at all.
 """
 
 import argparse

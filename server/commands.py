@@ -18,6 +18,7 @@ from fedward.common.instants import spelled, utc_now
 from fedward.common.ledger import Ledger
 from fedward.common.printing import printable, unmistakable
 from fedward.common.roles import AUDITOR, COORDINATOR, require_role
+from fedward.common.watching_commands import logs_of, unit_of
 from fedward.server import enrolment
 from fedward.server.coordinator import LOG, Address, Coordinator
 from fedward.server.gateway import CoordinatorGateway
@@ -32,6 +33,8 @@ app = typer.Typer(
 )
 for command in (up, plan, start, resume, stop, status):
     app.command()(command)
+app.command("logs")(logs_of("coordinator"))
+app.command("unit")(unit_of("coordinator"))
 
 State = Annotated[Path | None, typer.Option(help="The coordinator's state folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class GatewayRefresh:
-    """Has a running gateway take over what changed: at once what stands in files, each hour what the clock ends.
+    """Has a running gateway take over what changed: files at once, each hour what ended by the clock.
 
     The commands that change sites reload it themselves; this also covers one that died before it did, and a
     change that came while the gateway was being started.

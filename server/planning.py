@@ -1,4 +1,4 @@
-"""Planning a study: the least noise that keeps each site within its epsilon, and a step that fits the noise."""
+"""Planning a study: the least noise that keeps each site within its epsilon, and a step that fits it."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""`fedward coordinator up`: SuperLink and SuperExec on loopback, the gateway in front, and the wanted studies.
+"""`fedward coordinator up`: SuperLink and SuperExec on loopback, the gateway in front, the wanted studies.
 
 SuperLink's one port carries the fleet, which hospitals reach by the gateway, and the control and runtime
 routes, which they must never reach: so it is bound to loopback, where with TLS it lets in registered nodes

@@ -129,6 +129,14 @@ def let_in(coordinator: Path, hospital: Path) -> None:
     typed("hospital", "accept", answer, "--fingerprint", answered["fingerprint"], *own)
 
 
+def renewed(coordinator: Path, hospital: Path, *options: str) -> None:
+    """Two files, and no call: the site has a new certificate."""
+    request, answer = hospital / "request.json", hospital / "answer.json"
+    typed("hospital", "renew", *options, "--state", hospital, "--out", request)
+    typed("coordinator", "enrol", request, "--out", answer, "--state", coordinator)
+    typed("hospital", "accept", answer, "--state", hospital)
+
+
 @contextmanager
 def deployed(
     study: StudyFolder, path: Path, apart: tuple[int, ...] = (), is_secured: bool = False

@@ -1,18 +1,10 @@
 """From empty folders to a release on a clinician's device, by the commands that people type."""
 
-import os
-import signal
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from fedward.client.edge.commands import app as edge
 from fedward.common.datasets import Split, save_npz
-from fedward.common.ledger import Ledger
 from fedward.server.study_folder import StudyFolder
 from fedward.simulations.deployment import Deployment, found, let_in, typed, up, wait_for
 from fedward.simulations.phantoms import make_phantoms

@@ -14,8 +14,8 @@ from fedward.common.measurement import measurements
 from fedward.common.mechanisms import Mechanism
 from fedward.common.privacy import epsilon
 from fedward.server import aggregation
-from fedward.simulations import options as module
 from fedward.server.planning import planned_learning_rate
+from fedward.simulations import options as module
 from fedward.simulations.options import Options, plan_study
 from fedward.simulations.partitions import make_hospitals
 from fedward.simulations.phantoms import make_phantoms
