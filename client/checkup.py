@@ -75,6 +75,12 @@ def _look(subject: str, folder: Path, check: Callable[[Path], tuple[str, str] | 
         return Finding(
             subject, f"It cannot be looked at ({error.strerror}).", "Run this as the hospital's user."
         )
+    except Exception as error:  # whatever a damaged file makes of a reader: doctor itself never breaks
+        return Finding(
+            subject,
+            f"It cannot be read ({type(error).__name__}).",
+            "Put back its newest copy, or ask for help.",
+        )
     return Finding(subject) if found is None else Finding(subject, *found)
 
 
