@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedward.client import checkup_federation
 from fedward.client.daemon_client import is_up
 from fedward.client.egress_log import LOG
 from fedward.client.hospital import BUDGETS, Hospital
@@ -53,8 +54,15 @@ def findings(folder: Path) -> list[Finding]:
         "processes": _processes,
         "daemon": _daemon,
         "task port": _port,
-        "coordinator": _coordinator,
+        "uplink": _uplink,
     }
+    if checkup_federation.is_member(folder):
+        checks |= {
+            "nginx": checkup_federation.nginx,
+            "certificate": checkup_federation.certificate,
+            "coordinator": checkup_federation.coordinator,
+            "clock": checkup_federation.clock,
+        }
     return looked + [_look(subject, folder, check) for subject, check in checks.items()]
 
 
@@ -66,6 +74,12 @@ def _look(subject: str, folder: Path, check: Callable[[Path], tuple[str, str] | 
     except OSError as error:
         return Finding(
             subject, f"It cannot be looked at ({error.strerror}).", "Run this as the hospital's user."
+        )
+    except Exception as error:  # whatever a damaged file makes of a reader: doctor itself never breaks
+        return Finding(
+            subject,
+            f"It cannot be read ({type(error).__name__}).",
+            "Put back its newest copy, or ask for help.",
         )
     return Finding(subject) if found is None else Finding(subject, *found)
 
@@ -137,7 +151,7 @@ def _port(folder: Path) -> tuple[str, str] | None:
     return None
 
 
-def _coordinator(folder: Path) -> tuple[str, str] | None:
+def _uplink(folder: Path) -> tuple[str, str] | None:
     processes = read_processes(folder)
     if processes is None:
         return None
@@ -145,7 +159,7 @@ def _coordinator(folder: Path) -> tuple[str, str] | None:
     if not _connects(host.strip("[]"), int(port)):
         return (
             f"Nothing answers at {processes['superlink']}.",
-            "Check the network, and --superlink of `fedward hospital up`.",
+            f"See {folder / 'logs' / 'gateway.log'}, and in a trial --superlink of `fedward hospital up`.",
         )
     return None
 

@@ -15,6 +15,8 @@ from fedward.client.egress_log import LOG, LOG_HEAD
 from fedward.client.egress_sums import summary as left_summary
 from fedward.client.egress_words import explanation
 from fedward.client.enrolment_commands import accept, join, renew
+from fedward.client.fetching import fetch
+from fedward.client.import_command import init
 from fedward.client.registry import Registry
 from fedward.client.running import doctor, status, up
 from fedward.common.bundle import read_bundle
@@ -25,6 +27,7 @@ from fedward.common.ledger import Ledger
 from fedward.common.mechanisms import Mechanism
 from fedward.common.printing import unmistakable
 from fedward.common.trust import load_trust
+from fedward.common.watching_commands import logs_of, unit_of
 
 BUDGET_FOLDER = "budget"  # of a hospital's state folder
 _SHOWN = 3  # messages, where --last does not say
@@ -43,8 +46,10 @@ def hospital() -> None:
     """A hospital's own side of a study."""
 
 
-for command in (join, accept, renew, up, status, doctor):
+for command in (init, join, accept, renew, up, status, doctor, fetch):
     app.command()(command)
+app.command("logs")(logs_of("hospital"))
+app.command("unit")(unit_of("hospital"))
 
 State = Annotated[Path | None, typer.Option(help="The hospital's state folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -10,6 +10,8 @@ import typer
 from fedward.client import enrolment
 from fedward.client.egress import open_gate
 from fedward.client.gateway import HospitalGateway
+from fedward.client.profile import named_and_counted
+from fedward.common.declared import declared_count
 from fedward.common.enrolment import LIMIT_BYTES, JoinRequest
 from fedward.common.errors import EnrolmentRefused
 from fedward.common.files import config_folder, make_folder, read_bounded, write_atomically
@@ -24,9 +26,13 @@ _REQUEST_FILE = Path("fedward-request.json")
 
 
 def join(
-    name: Annotated[str, typer.Option(help="The hospital's public name in the federation.")],
-    images: Annotated[int, typer.Option(min=1, help="How many images it has; told rounded up to ten.")],
     state: State = None,
+    name: Annotated[
+        str | None, typer.Option(help="The hospital's public name; by default the one given to `init`.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="How many images it has, told rounded up to ten; as for --name.")
+    ] = None,
     out: Output = _REQUEST_FILE,
     anew: Annotated[bool, typer.Option("--anew", help="Although it is in a federation already.")] = False,
     as_json: AsJson = False,
@@ -35,7 +41,7 @@ def join(
     folder = _folder(state)
     make_folder(folder, 0o700)
     require_role(folder, SITE_ADMINISTRATOR)
-    request, file = enrolment.join(folder, name, images, utc_now(), anew)
+    request, file = enrolment.join(folder, *_declared(folder, name, images), utc_now(), anew)
     _hand_out(folder, request, file, out, as_json)
 
 
@@ -87,6 +93,22 @@ def accept(
                 f"certificate is good until {told['expires']}: run `fedward hospital renew` a month before."
             )
         )
+
+
+def _declared(folder: Path, name: str | None, images: int | None) -> tuple[str, int]:
+    """What the folder says, which any answer of the daemon's will say too."""
+    known = named_and_counted(folder)
+    if known is None:
+        if name is None or images is None:
+            raise EnrolmentRefused(
+                f"{folder} holds no images yet: run `fedward hospital init`, or name --name and --images."
+            )
+        return name, images
+    if name not in (None, known[0]) or (images is not None and declared_count(images) != known[1]):
+        raise EnrolmentRefused(
+            "This folder's hospital has another name or number of images: leave out --name and --images."
+        )
+    return known
 
 
 def _hand_out(state: Path, request: JoinRequest, file: bytes, out: Path, as_json: bool) -> None:

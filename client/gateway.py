@@ -9,8 +9,9 @@ by it, and opens no port to anybody but this host.
 import json
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
-from fedward.client.membership import FOLDER, Membership, tls_identity
+from fedward.client.membership import FOLDER, Membership, loopback_certificate, tls_identity
 from fedward.common.certificates import is_due, loopback_identity
 from fedward.common.errors import EnrolmentRefused
 from fedward.common.files import make_folder, read_bounded, write_atomically
@@ -44,7 +45,7 @@ class HospitalGateway:
     @property
     def certificate(self) -> Path:
         """What a SuperNode has to trust (`--root-certificates`)."""
-        return self._folder / "loopback.pem"
+        return loopback_certificate(self._state)
 
     def start(self, now: datetime) -> None:
         """Configure and start.
@@ -56,6 +57,16 @@ class HospitalGateway:
         with self._locked():
             self._configure(now)
             self.nginx.start()
+
+    def become(self, now: datetime) -> NoReturn:
+        """Configure, and let this very process be the gateway.
+
+        Raises:
+            EnrolmentRefused, GatewayFailed: as `start`.
+        """
+        with self._locked():
+            self._configure(now)
+            self.nginx.become()
 
     def refresh(self, now: datetime) -> bool:
         """Take over a renewed place, or an authority that ended. To be called each hour and after `accept`.

@@ -112,6 +112,19 @@ def current_folder(state: Path) -> Path | None:
         raise EnrolmentRefused(f"{pointer} is damaged: put back its newest copy.") from error
 
 
+def loopback_certificate(state: Path) -> Path:
+    """What proves the hospital's gateway to its SuperNode: a certificate that signs itself."""
+    return state / FOLDER / "loopback.pem"
+
+
+def node_keys(state: Path) -> list[Path]:
+    """Every node's key of this hospital that is still there, the one that counts now first."""
+    current = current_folder(state)
+    folders = [state / FOLDER / str(number) for number in reversed(_numbers(state))]
+    folders.sort(key=lambda folder: folder != current)
+    return [folder / NODE_KEY for folder in folders if (folder / NODE_KEY).exists()]
+
+
 def pending_folder(state: Path) -> Path | None:
     """The folder of the last request, if it was not accepted yet."""
     numbers, current = _numbers(state), current_folder(state)

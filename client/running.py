@@ -9,9 +9,11 @@ import typer
 
 from fedward.client.checkup import Finding, findings
 from fedward.client.daemon_client import is_up
+from fedward.client.membership import Membership
 from fedward.client.site import command
 from fedward.client.state_folder import require_hospital
 from fedward.client.uplink import Uplink
+from fedward.common.errors import SettingRefused
 from fedward.common.files import config_folder
 from fedward.common.supervision import is_alive, read_processes
 
@@ -20,19 +22,26 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def up(
-    superlink: Annotated[str, typer.Option(help="The coordinator's address, host:port.")],
     state: State = None,
-    root_certificates: Annotated[
-        Path | None, typer.Option(help="PEM file that the coordinator's certificate is checked with.")
+    superlink: Annotated[
+        str | None, typer.Option(help="For a trial without a federation: SuperLink's address, host:port.")
     ] = None,
-    node_key: Annotated[Path | None, typer.Option(help="The node's registered private key.")] = None,
+    root_certificates: Annotated[
+        Path | None, typer.Option(help="In a trial: PEM file that its certificate is checked with.")
+    ] = None,
+    node_key: Annotated[Path | None, typer.Option(help="In a trial: the node's private key.")] = None,
     approve: Annotated[
         list[str] | None, typer.Option(help="SHA-256 of a further bundle whose runs may ask this hospital.")
     ] = None,
 ) -> None:
     """Run this hospital's side of its studies, until SIGTERM or Ctrl-C; what dies is started again."""
-    uplink = Uplink(superlink, root_certificates, node_key)
-    program = command(require_hospital(_folder(state)), uplink, approve or [])
+    folder = require_hospital(_folder(state))
+    uplink = None if superlink is None else Uplink(superlink, root_certificates, node_key)
+    if uplink is None and (root_certificates or node_key):
+        raise SettingRefused("--root-certificates and --node-key belong to a trial: name --superlink too.")
+    if uplink is None:
+        Membership.load(folder)  # refused here, before this process becomes another
+    program = command(folder, uplink, approve or [])
     os.execv(program[0], program)  # noqa: S606 - this very Python, with nothing of the commands loaded
 
 

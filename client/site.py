@@ -1,7 +1,8 @@
-"""`fedward hospital up`: the daemon, Flower's SuperNode and the task runner, kept running as three processes.
+"""`fedward hospital up`: the daemon, Flower's SuperNode, the task runner and the gateway, kept running.
 
-The SuperNode only dials out. Its own port, on loopback, takes tasks with a secret that stands in the state
-folder; the daemon has no port at all.
+The SuperNode only dials out, by the hospital's own gateway, an nginx on loopback with the site's certificate.
+Its own port, on loopback, takes tasks with a secret that stands in the state folder; the daemon has no port
+at all.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
+from fedward.client.gateway_process import MembershipWatch, gateway_program
 from fedward.client.state_folder import SECRET_FILE, SITE_LOCK, require_hospital
 from fedward.client.uplink import Uplink, add_options, uplink_of
 from fedward.common.errors import Refusal
@@ -19,34 +21,42 @@ from fedward.common.supervision import Program, Supervisor, log_to_stderr, until
 _LOCK_SECONDS = 2.0
 
 
-def command(folder: Path, uplink: Uplink, approved: list[str]) -> list[str]:
+def command(folder: Path, uplink: Uplink | None, approved: list[str]) -> list[str]:
     """This module as a program: it loads neither torch nor the data, and stays small for months."""
-    parts = [sys.executable, "-m", "fedward.client.site", "--state", str(folder), *uplink.options()]
+    parts = [sys.executable, "-m", "fedward.client.site", "--state", str(folder)]
+    parts += [] if uplink is None else uplink.options()
     return parts + [part for bundle in approved for part in ("--approve", bundle)]
 
 
-def run_site(folder: Path, uplink: Uplink, approved: list[str], until: threading.Event) -> None:
+def run_site(folder: Path, uplink: Uplink | None, approved: list[str], until: threading.Event) -> None:
     """Keep a hospital's processes running until the event is set.
 
     Args:
         folder: the hospital's state folder.
-        uplink: how the coordinator is reached.
+        uplink: in a trial, how SuperLink is reached; None by the hospital's own gateway, as a member.
         approved: SHA-256 of further bundles than this version's own.
         until: ends all.
 
     Raises:
         DatasetRefused: the folder is no hospital's.
+        EnrolmentRefused: the hospital is in no federation.
         OutputRefused: it is in use, or cannot be written.
-        EngineFailed: Flower is not installed.
+        EngineFailed, GatewayFailed: Flower or nginx is not installed.
     """
     folder = require_hospital(folder)
     sentence = f"{folder} is up already: stop the other `fedward hospital up`, or name another state folder."
     with only_holder(folder / SITE_LOCK, _LOCK_SECONDS, sentence):
         folder.chmod(0o700)
         keep_secret(folder / SECRET_FILE)
-        port = free_port()
-        about = {"superlink": uplink.superlink, "port": port}
-        Supervisor(folder, _programs(folder, uplink, approved, port), about).run(until)
+        port, own = free_port(), None if uplink is not None else free_port()
+        superlink = f"{LOOPBACK}:{own}" if uplink is None else uplink.superlink
+        options = ["--gateway", str(own)] if uplink is None else uplink.options()
+        programs = _programs(folder, options, approved, port)
+        if own is not None:
+            programs.insert(0, gateway_program(folder, own))
+        supervisor = Supervisor(folder, programs, {"superlink": superlink, "port": port})
+        watch = None if own is None else MembershipWatch(folder, own, supervisor.restart)
+        supervisor.run(until, (lambda: None) if watch is None else watch.tick)
 
 
 def main() -> int:
@@ -58,19 +68,20 @@ def main() -> int:
     options = parser.parse_args()
     log_to_stderr()
     try:
-        run_site(options.state, uplink_of(options), options.approve, until_signalled())
+        uplink = uplink_of(options, options.state) if options.superlink else None
+        run_site(options.state, uplink, options.approve, until_signalled())
     except Refusal as refusal:
         print(f"{refusal.name}: {refusal}", file=sys.stderr)
         return 1
     return 0
 
 
-def _programs(folder: Path, uplink: Uplink, approved: list[str], port: int) -> list[Program]:
+def _programs(folder: Path, uplink: list[str], approved: list[str], port: int) -> list[Program]:
     environment = quiet_environment(folder / "flower")
     runtime = f"{LOOPBACK}:{port}"
     own = [sys.executable, "-m"]
     supernode = [
-        *own, "fedward.client.supernode", "--state", str(folder), *uplink.options(), "--",
+        *own, "fedward.client.supernode", "--state", str(folder), *uplink, "--",
         "--isolation", "process", "--superexec-auth-secret-file", str(folder / SECRET_FILE),
         "--host", LOOPBACK, "--port", str(port),
     ]  # fmt: skip

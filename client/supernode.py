@@ -1,15 +1,18 @@
 """Starts Flower's SuperNode, after the last one's farewell.
 
-    python -m fedward.client.supernode --state FOLDER --superlink HOST:PORT ... -- OPTIONS OF flower-supernode
+    python -m fedward.client.supernode --state FOLDER --gateway PORT -- OPTIONS OF flower-supernode
 
 A SuperNode that was killed stays connected in SuperLink's eyes for up to a minute, and until then SuperLink
-lets no other in under the same key. So the node is signed off first, in its own name and with its own key.
+lets no other in under the same key. So the node is signed off first, in its own name and with its own key,
+which is the one before the last where a renewal has brought a new one.
 """
 
 import argparse
 import contextlib
 import os
+import socket
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -20,10 +23,13 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from fedward.client.membership import node_keys
 from fedward.client.state_folder import NODE_ID
 from fedward.client.uplink import Uplink, add_options, uplink_of
 from fedward.common.errors import Refusal, SettingRefused
 from fedward.common.flower_tools import tool
+
+_GATEWAY_SECONDS, _PAUSE_SECONDS = 10.0, 0.05
 
 
 def sign_off(folder: Path, uplink: Uplink) -> None:
@@ -35,7 +41,12 @@ def sign_off(folder: Path, uplink: Uplink) -> None:
     node_id = _last_node(folder)
     if node_id is None or uplink.node_key is None:
         return
-    key = read_node_key(uplink.node_key)
+    for path in dict.fromkeys([uplink.node_key, *node_keys(folder)]):
+        if _signed_off(uplink, read_node_key(path), node_id):
+            return
+
+
+def _signed_off(uplink: Uplink, key: EllipticCurvePrivateKey, node_id: int) -> bool:
     client = FleetHttpClient.from_server_address(
         uplink.superlink,
         False,
@@ -47,6 +58,8 @@ def sign_off(folder: Path, uplink: Uplink) -> None:
     )
     with client, contextlib.suppress(httpx.HTTPError, ValueError):
         client.DeactivateNode(DeactivateNodeRequest(node_id=node_id))
+        return True
+    return False
 
 
 def read_node_key(path: Path) -> EllipticCurvePrivateKey:
@@ -71,6 +84,16 @@ def _last_node(folder: Path) -> int | None:
         return None
 
 
+def _await(uplink: Uplink) -> None:
+    """The hospital's own gateway is started at the same time."""
+    host, _, port = uplink.superlink.rpartition(":")
+    deadline = time.monotonic() + _GATEWAY_SECONDS
+    while uplink.node_key is not None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), 1.0):
+            return
+        time.sleep(_PAUSE_SECONDS)
+
+
 def main() -> int:
     """Sign off and become the SuperNode; returns the exit code of a refusal."""
     parser = argparse.ArgumentParser(prog="fedward.client.supernode", description="A site's SuperNode.")
@@ -79,7 +102,8 @@ def main() -> int:
     parser.add_argument("rest", nargs="*", help="Further options of flower-supernode, after --.")
     options = parser.parse_args()
     try:
-        uplink = uplink_of(options)
+        uplink = uplink_of(options, options.state)
+        _await(uplink)
         sign_off(options.state, uplink)
         program = [tool("flower-supernode", "hospital"), *uplink.flower_options(), *options.rest]
     except Refusal as refusal:

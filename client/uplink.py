@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedward.client.membership import Membership, loopback_certificate
 from fedward.common.errors import SettingRefused
 from fedward.common.flower_tools import LOOPBACK
 
@@ -54,17 +55,30 @@ class Uplink:
         return ["--superlink", self.superlink, *trust, *key]
 
 
+def member_uplink(state: Path, port: int) -> Uplink:
+    """By way of the hospital's own gateway, on this port of loopback, with the node key that counts now.
+
+    Raises:
+        EnrolmentRefused: the hospital is in no federation, or its folder is damaged.
+    """
+    return Uplink(f"{LOOPBACK}:{port}", loopback_certificate(state), Membership.load(state).node_key)
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of a program that needs an uplink."""
-    parser.add_argument("--superlink", required=True, help="The coordinator's address, host:port.")
+    parser.add_argument("--gateway", type=int, default=0, help="Port of the hospital's own gateway.")
+    parser.add_argument("--superlink", help="In a trial: SuperLink's address, host:port.")
     parser.add_argument("--root-certificates", type=Path, help="PEM file to check its certificate with.")
     parser.add_argument("--node-key", type=Path, help="The node's registered private key.")
 
 
-def uplink_of(options: argparse.Namespace) -> Uplink:
+def uplink_of(options: argparse.Namespace, state: Path) -> Uplink:
     """The uplink that the options name.
 
     Raises:
         SettingRefused: they do not fit together.
+        EnrolmentRefused: as `member_uplink`.
     """
-    return Uplink(options.superlink, options.root_certificates, options.node_key)
+    if options.gateway:
+        return member_uplink(state, options.gateway)
+    return Uplink(options.superlink or "", options.root_certificates, options.node_key)

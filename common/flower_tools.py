@@ -1,5 +1,6 @@
 """How Flower's own programs are started: from this environment, on loopback, telling nobody about it."""
 
+import contextlib
 import os
 import secrets
 import socket
@@ -11,6 +12,7 @@ from fedward.common.files import write_atomically
 
 LOOPBACK = "127.0.0.1"
 SUPERLINK_PORT = 9091  # where nobody names another
+_FIRST_PORT, _PORTS = 20_000, 12_000
 _SECRET_BYTES = 32
 
 
@@ -45,10 +47,15 @@ def _past_proxies() -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port of loopback that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """A port of loopback that nothing listens on at this moment.
+
+    Below those that the kernel gives to outgoing connections, which could take it before its server does.
+    """
+    while True:
+        port = _FIRST_PORT + secrets.randbelow(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            return port
 
 
 def keep_secret(path: Path) -> None:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from fedward.common.errors import GatewayFailed
 from fedward.common.files import make_folder, read_bounded, write_atomically
@@ -94,7 +95,8 @@ class Nginx:
             self.reload()
             return
         (self.folder / PID).unlink(missing_ok=True)
-        command = [program(), "-p", str(self.folder), "-c", str(self.folder / CONFIGURATION)]
+        self.end_orphans()
+        command = self._command()
         with (self.folder / _START_LOG).open("wb") as log:
             self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + wait_seconds
@@ -103,6 +105,45 @@ class Nginx:
                 raise self._did_not_start()
             time.sleep(_PAUSE_SECONDS)
         self._note_loaded()
+
+    def become(self) -> NoReturn:
+        """Let this very process be nginx, with what is configured, for a supervisor that watches it.
+
+        Whatever an earlier one left is ended first: a master whose parent died, and the workers of a master
+        that was killed, which would go on with the old configuration and keep the port.
+
+        Raises:
+            GatewayFailed: nginx is not installed.
+        """
+        command = self._command()
+        self.stop()
+        self.end_orphans()
+        (self.folder / PID).unlink(missing_ok=True)
+        self._note_loaded()
+        os.execv(command[0], command)  # noqa: S606 - it keeps this process's id
+
+    def end_orphans(self, wait_seconds: float = 3.0) -> None:
+        """End workers of this folder that have no master any more; each by its number."""
+        if self.pid is not None:
+            return
+        deadline = time.monotonic() + wait_seconds
+        while orphans := [pid for pid in _nginx_processes() if self._is_ours(pid)]:
+            number = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
+            for pid in orphans:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            time.sleep(_PAUSE_SECONDS)
+
+    def _is_ours(self, pid: int) -> bool:
+        """Known by an open log in this folder: a worker's title does not say whose it is."""
+        try:
+            opened = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+        except OSError:
+            return False
+        return any(name.startswith(f"{self.folder.resolve()}/") for name in opened)
+
+    def _command(self) -> list[str]:
+        return [program(), "-p", str(self.folder), "-c", str(self.folder / CONFIGURATION)]
 
     def reload(self, wait_seconds: float = 10.0) -> None:
         """Take over what is configured; returns once no process of the old configuration takes connections.
@@ -259,6 +300,16 @@ def quoted(path: Path) -> str:
             f"{whole} has characters that nginx cannot be told of: name a plain --state folder."
         )
     return f'"{whole}"'
+
+
+def _nginx_processes() -> list[int]:
+    """nginx's workers on this host, those that are shutting down among them."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"nginx: worker process" in entry.read_bytes():
+                found.append(int(entry.parent.name))
+    return found
 
 
 def _takes_connections(pid: int) -> bool:

@@ -66,7 +66,7 @@ class _Child:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
 
     @property
@@ -114,7 +114,8 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """To be run in a child: it is told to end when its parent dies."""
     _LIBC.prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
@@ -151,6 +152,10 @@ class Supervisor:
         finally:
             self._end(list(reversed(self._children.values())), _END_SECONDS)
             (self._folder / PROCESSES).unlink(missing_ok=True)
+
+    def restart(self, name: str) -> None:
+        """End a program, politely; the next look starts it again. To be called from `tick`."""
+        self._end([self._children[name]], _RESTART_SECONDS)
 
     def _revive(self) -> bool:
         changed = False

@@ -18,9 +18,11 @@ from fedward.common.instants import spelled, utc_now
 from fedward.common.ledger import Ledger
 from fedward.common.printing import printable, unmistakable
 from fedward.common.roles import AUDITOR, COORDINATOR, require_role
+from fedward.common.watching_commands import logs_of, unit_of
 from fedward.server import enrolment
 from fedward.server.coordinator import LOG, Address, Coordinator
 from fedward.server.gateway import CoordinatorGateway
+from fedward.server.plan_command import plan
 from fedward.server.sites import Site, Sites
 from fedward.server.study_commands import resume, start, status, stop, up
 
@@ -29,8 +31,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Run studies across hospitals; who is in the federation, and its keys.",
 )
-for command in (up, start, resume, stop, status):
+for command in (up, plan, start, resume, stop, status):
     app.command()(command)
+app.command("logs")(logs_of("coordinator"))
+app.command("unit")(unit_of("coordinator"))
 
 State = Annotated[Path | None, typer.Option(help="The coordinator's state folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -4,13 +4,21 @@ from pathlib import Path
 
 import httpx
 from flwr.common.serde import fab_to_proto, user_config_to_proto
-from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest, StopRunRequest
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    StopRunRequest,
+    UnregisterNodeRequest,
+)
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from fedward.common.errors import EngineFailed
 from fedward.common.thin_app import COORDINATOR_FOLDER, STUDY_FOLDER, bundle, bundle_hash
+
+_UNREGISTERED = "unregistered"  # a node that was taken off stays on Flower's list for a while
 
 
 class Control:
@@ -70,6 +78,29 @@ class Control:
             self._client.RegisterNode(RegisterNodeRequest(public_key=public_key))
         except (httpx.HTTPError, ValueError) as error:
             raise EngineFailed(f"Flower's SuperLink did not take the node's key ({error}).") from error
+
+    def nodes(self) -> dict[bytes, int]:
+        """Registered nodes: public key (PEM) -> Flower's node id.
+
+        Raises:
+            EngineFailed: SuperLink does not answer.
+        """
+        try:
+            found = self._client.ListNodes(ListNodesRequest()).nodes_info
+        except (httpx.HTTPError, ValueError) as error:
+            raise EngineFailed(f"Flower's SuperLink did not list its nodes ({error}).") from error
+        return {node.public_key: node.node_id for node in found if node.status != _UNREGISTERED}
+
+    def unregister(self, node_id: int) -> None:
+        """Let a node in no more.
+
+        Raises:
+            EngineFailed: SuperLink does not answer, or knows no such node.
+        """
+        try:
+            self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+        except (httpx.HTTPError, ValueError) as error:
+            raise EngineFailed(f"Flower's SuperLink did not take the node off ({error}).") from error
 
     def stop(self, run_id: int) -> None:
         """Stop a run, so that nobody works for it any more.

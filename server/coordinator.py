@@ -30,6 +30,7 @@ from fedward.common.roles import AUDITOR, COORDINATOR, write_roles
 from fedward.common.signing import Signer, create_keys
 
 PROFILE, LOG = "coordinator.json", "enrolment.jsonl"
+LOOPBACK_FOLDER, RELEASES = "loopback", "releases"
 AUTHORITY_LIFETIME = timedelta(days=3650)
 DEFAULT_OVERLAP = timedelta(days=90)
 _LIMIT_BYTES = 1 << 16
@@ -84,6 +85,10 @@ class Coordinator:
         self.folder = folder
         self.lock = FileLock(folder / "coordinator.lock")
         path = folder / PROFILE
+        if not path.exists():
+            raise EnrolmentRefused(
+                f"{folder} holds no coordinator: make one with `fedward coordinator init`."
+            )
         try:
             fields = parse_canonical(read_bounded(path, _LIMIT_BYTES, refusal=EnrolmentRefused))
             self.name = str(fields["name"])
@@ -102,10 +107,11 @@ class Coordinator:
         """
         if (folder / PROFILE).exists():
             raise EnrolmentRefused(f"{folder} holds a coordinator already: name another --state folder.")
-        for part in (folder, folder / "releases", folder / "answers", folder / "loopback"):
+        for part in (folder, folder / RELEASES, folder / "answers", folder / LOOPBACK_FOLDER):
             make_folder(part, 0o700)
         loopback = loopback_identity(now, AUTHORITY_LIFETIME)
-        loopback.save(folder / "loopback" / "superlink.key", folder / "loopback" / "superlink.pem")
+        place = folder / LOOPBACK_FOLDER
+        loopback.save(place / "superlink.key", place / "superlink.pem")
         if not (folder / LOG).exists():  # of a crash before there was a coordinator
             Ledger.create(folder / LOG, _PURPOSE)
         user = roles.acting_user()

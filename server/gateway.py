@@ -15,6 +15,7 @@ resumed: a resumed one would not look at the list of revoked certificates again.
 import base64
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import NoReturn
 
 from fedward.common.certificates import is_due, issued_by, revocation_list, server_identity
 from fedward.common.errors import EnrolmentRefused
@@ -46,6 +47,16 @@ class CoordinatorGateway:
         with self._coordinator.lock:
             self._configure(now)
             self.nginx.start()
+
+    def become(self, now: datetime) -> NoReturn:
+        """Configure, and let this very process be the gateway.
+
+        Raises:
+            GatewayFailed: nginx is missing, or does not accept the configuration.
+        """
+        with self._coordinator.lock:
+            self._configure(now)
+            self.nginx.become()
 
     def refresh(self, now: datetime) -> bool:
         """Take over what changed: sites, keys that ended, certificates that are due. To be called each hour.

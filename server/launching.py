@@ -9,6 +9,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from fedward.common.errors import EngineFailed, QuorumMissed, Refusal
 from fedward.server.control import Control
@@ -38,12 +39,22 @@ class _Run:
     is_over: bool = False
 
 
-class Launcher:
-    """Starts, watches and stops the runs that the orders ask for."""
+class Publishing(Protocol):
+    """Makes a release of a study whose rounds are closed, beside whoever asks."""
 
-    def __init__(self, orders: Orders, control: Control) -> None:
+    def look(self, folder: StudyFolder) -> str | None:
+        """Begin where it is needed; None while it works, then empty, or why it was refused."""
+
+
+class Launcher:
+    """Starts, watches and stops the runs that the orders ask for.
+
+    Without `publishing`, in a trial, a study is finished with its last round.
+    """
+
+    def __init__(self, orders: Orders, control: Control, publishing: Publishing | None = None) -> None:
         """Prepare; nothing is started yet."""
-        self._orders, self._control = orders, control
+        self._orders, self._control, self._publishing = orders, control, publishing
         self._runs: dict[str, _Run] = {}
         self._due = 0.0
 
@@ -67,11 +78,20 @@ class Launcher:
             run = self._runs[order.folder] = _Run(order.number, _FIRST_PAUSE)
         folder = StudyFolder(Path(order.folder))
         if folder.final.exists():
-            self._say(order, FINISHED, run)
+            self._finish(order, run, folder)
         elif not order.wanted:
             self._say(order, STOPPED, run)
         elif not run.is_over:
             self._keep_running(order, run, folder)
+
+    def _finish(self, order: Order, run: _Run, folder: StudyFolder) -> None:
+        if run.is_over:
+            return
+        said = "" if self._publishing is None else self._publishing.look(folder)
+        run.is_over = said is not None
+        if said:
+            _log.warning("%s: %s", folder.path, said)
+        self._say(order, RUNNING if said is None else REFUSED if said else FINISHED, run, said or "")
 
     def _keep_running(self, order: Order, run: _Run, folder: StudyFolder) -> None:
         if folder.is_held:

@@ -1,6 +1,7 @@
 """From the last round's latents to a signed bundle: calibrate on A, measure on B, export, check, sign."""
 
 import hashlib
+import io
 import platform
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,8 @@ from fedward.common.bundle import write_bundle
 from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings, Study
 from fedward.common.datasets import Split
-from fedward.common.errors import GoldenRefused
+from fedward.common.errors import CheckpointRefused, GoldenRefused
+from fedward.common.files import read_bounded
 from fedward.common.golden import Golden, golden_bytes
 from fedward.common.images import MEAN, STD
 from fedward.common.manifest import GOLDEN, MODEL, SCHEMA
@@ -26,11 +28,13 @@ from fedward.server.calibration import Calibration, calibrate
 from fedward.server.checkpoint import load_checkpoint
 from fedward.server.export import INPUT, to_onnx
 from fedward.server.reference import EXPLANATION, halve, measure, student_logits
+from fedward.server.strategy import released_latents
 from fedward.server.study_folder import StudyFolder
 
 _ZSTD_LEVEL = 19
 _VALID_DAYS = 365
 _GOLDEN_IMAGES = 4
+_FINAL_LIMIT = 4 << 30  # bytes
 _TOLERANCE = 1e-3
 _REPRODUCIBLE = (
     "The noise of this release was drawn from a seed, so that the run can be repeated: it protects nobody. "
@@ -91,6 +95,21 @@ def make_release(
     }
     compressed = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(graph)
     write_bundle(folder.release, manifest, {MODEL: compressed, GOLDEN: golden_bytes(golden)}, signer)
+
+
+def final_latents(folder: StudyFolder, study: Study) -> Vector:
+    """The released latents, float32 (n,), which must be those of the last checkpoint, to the bit.
+
+    Raises:
+        CheckpointRefused: they are not, or cannot be read.
+    """
+    expected, stored = released_latents(load_checkpoint(folder.checkpoint, study), study), io.BytesIO()
+    np.save(stored, expected)
+    if read_bounded(folder.final, _FINAL_LIMIT, refusal=CheckpointRefused) != stored.getvalue():
+        raise CheckpointRefused(
+            f"{folder.final} is not what the rounds gave; delete it and resume the study."
+        )
+    return expected
 
 
 def onnx_session(graph: bytes) -> onnxruntime.InferenceSession:

@@ -10,12 +10,11 @@ import typer
 from fedward.common import errors
 from fedward.common.errors import EngineFailed, Refusal
 from fedward.common.files import config_folder
-from fedward.common.flower_tools import SUPERLINK_PORT
 from fedward.common.printing import unmistakable
 from fedward.common.supervision import is_alive, log_to_stderr, read_processes, until_signalled
 from fedward.server.checkpoint import load_checkpoint
 from fedward.server.orders import FINISHED, REFUSED, STOPPED, Order, Orders
-from fedward.server.processes import Link, run_coordinator
+from fedward.server.processes import run_coordinator
 from fedward.server.progress import read_events
 from fedward.server.study_folder import PROGRESS, StudyFolder
 
@@ -29,14 +28,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def up(
     state: State = None,
-    port: Annotated[int, typer.Option(help="SuperLink's port, on loopback.")] = SUPERLINK_PORT,
-    certificate: Annotated[Path | None, typer.Option(help="SuperLink's certificate, PEM.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
-    authority: Annotated[Path | None, typer.Option(help="The authority that signed it, PEM.")] = None,
+    trial_port: Annotated[
+        int | None,
+        typer.Option(help="For a trial on loopback without a federation: SuperLink's port, without TLS."),
+    ] = None,
 ) -> None:
-    """Run the coordinator and its studies, until SIGTERM or Ctrl-C; what dies is started again."""
+    """Run the coordinator, its gateway and its studies, until SIGTERM or Ctrl-C; what dies is restarted."""
     log_to_stderr()
-    run_coordinator(_folder(state), Link(port, certificate, key, authority), until_signalled())
+    run_coordinator(_folder(state), until_signalled(), trial_port)
 
 
 def start(study: StudyPath, state: State = None, wait: Wait = False, as_json: AsJson = False) -> None:

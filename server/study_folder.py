@@ -23,6 +23,7 @@ from fedward.common.files import canonical_json, make_folder, read_bounded, refu
 from fedward.common.locks import only_holder
 
 _LIMIT = 64 << 20
+PUBLISHED = "published.json"  # once the release stands in the coordinator's index
 PROGRESS, _LOCK = "progress.jsonl", "study.lock"
 _LOCK_SECONDS = 2.0  # a coordinator that is just ending may still be there
 

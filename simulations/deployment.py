@@ -1,32 +1,25 @@
 """A coordinator and its hospitals as real processes on loopback, to be watched, killed and ended by id."""
 
 import contextlib
-import datetime
 import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-
-from fedward.common.certificates import loopback_identity, new_key
-from fedward.common.errors import EngineFailed
+from fedward.common.cli import run
 from fedward.common.flower_tools import LOOPBACK, free_port
-from fedward.common.instants import utc_now
 from fedward.common.supervision import end
-from fedward.server.control import Control
 from fedward.server.study_folder import StudyFolder
 
-_HOUR = datetime.timedelta(hours=1)
 COMMAND = [sys.executable, "-c", "from fedward.common.cli import main; main()"]
 
 
@@ -47,7 +40,6 @@ class Deployment:
     coordinator: Path
     hospitals: list[Path]
     study: StudyFolder
-    address: str
 
     def pid(self, folder: Path, program: str) -> int:
         """The process that `folder` says runs as `program`; "serverapp" is SuperExec's child."""
@@ -94,52 +86,77 @@ def _serverapp_of(superexec: int) -> int | None:
 
 
 @contextmanager
+def up(commands: Sequence[Sequence[str]], logs: Path) -> Iterator[None]:
+    """These commands as processes for the length of the block, each with its log in `logs`; then ended."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with contextlib.ExitStack() as running:
+        for number, command in enumerate(commands):
+            log = running.enter_context((logs / f"up-{number}.log").open("wb"))
+            process = subprocess.Popen(
+                [*COMMAND, *command], stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
+            running.callback(end, process, 60)
+        yield
+
+
+def typed(*arguments: object) -> dict[str, Any]:
+    """`fedward ...` with --json, run in this process; what it printed.
+
+    Raises:
+        AssertionError: it was refused; the sentence is the refusal's.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run([*map(str, arguments), "--json"])
+    if code != 0:
+        raise AssertionError(f"fedward {' '.join(map(str, arguments))}: {err.getvalue()}{out.getvalue()}")
+    return dict(json.loads(out.getvalue()))
+
+
+def found(coordinator: Path) -> None:
+    """A federation on loopback, by `fedward coordinator init`."""
+    ports = ("--port", free_port(), "--superlink-port", free_port(), "--listen", LOOPBACK)
+    typed("coordinator", "init", "--name", "office", "--host", "localhost", *ports, "--state", coordinator)
+
+
+def let_in(coordinator: Path, hospital: Path) -> None:
+    """Two files and two telephone calls: the hospital becomes a site."""
+    own, theirs = ("--state", hospital), ("--state", coordinator)
+    request, answer = hospital / "request.json", hospital / "answer.json"
+    asked = typed("hospital", "join", *own, "--out", request)
+    read_out = ("--fingerprint", asked["fingerprint"])
+    answered = typed("coordinator", "enrol", request, "--out", answer, *read_out, *theirs)
+    typed("hospital", "accept", answer, "--fingerprint", answered["fingerprint"], *own)
+
+
+def renewed(coordinator: Path, hospital: Path, *options: str) -> None:
+    """Two files, and no call: the site has a new certificate."""
+    request, answer = hospital / "request.json", hospital / "answer.json"
+    typed("hospital", "renew", *options, "--state", hospital, "--out", request)
+    typed("coordinator", "enrol", request, "--out", answer, "--state", coordinator)
+    typed("hospital", "accept", answer, "--state", hospital)
+
+
+@contextmanager
 def deployed(
     study: StudyFolder, path: Path, apart: tuple[int, ...] = (), is_secured: bool = False
 ) -> Iterator[Deployment]:
     """A coordinator and the study's hospitals, up for the length of the block; those in `apart` stay down.
 
-    `is_secured` gives SuperLink a certificate and each hospital's node a registered key.
+    `is_secured` makes a federation of them: both gateways, mutual TLS, registered nodes.
     """
     port = free_port()
     folders = sorted((study.path / "hospitals").iterdir())
     coordinator = path / "c"
-    keys = [path / f"node-{number}" for number in range(len(folders))]
-    certificate, private = path / "certificate.pem", path / "key.pem"
-    commands = [["coordinator", "up", "--state", str(coordinator), "--port", str(port)]]
-    if is_secured:
-        loopback_identity(utc_now(), _HOUR).save(private, certificate)
-        commands[0] += [f"--certificate={certificate}", f"--key={private}", f"--authority={certificate}"]
+    if is_secured and not coordinator.exists():
+        found(coordinator)
+        for folder in folders:
+            let_in(coordinator, folder)
+    trial = () if is_secured else ("--trial-port", str(port))
+    uplink = () if is_secured else ("--superlink", f"{LOOPBACK}:{port}")
+    commands = [["coordinator", "up", "--state", str(coordinator), *trial]]
     for number, folder in enumerate(folders):
         if number not in apart:
-            commands.append(["hospital", "up", "--state", str(folder), "--superlink", f"{LOOPBACK}:{port}"])
-            if is_secured:
-                commands[-1] += [f"--root-certificates={certificate}", f"--node-key={keys[number]}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with contextlib.ExitStack() as running:
-        for number, command in enumerate(commands):
-            log = running.enter_context((path / f"up-{number}.log").open("wb"))
-            process = subprocess.Popen(
-                [*COMMAND, *command], stdout=log, stderr=subprocess.STDOUT, env=environment
-            )
-            running.callback(end, process, 60)
-            if number == 0 and is_secured:
-                _register(Control(f"{LOOPBACK}:{port}", certificate), keys)
-        yield Deployment(coordinator, folders, study, f"{LOOPBACK}:{port}")
-
-
-def _register(control: Control, keys: list[Path]) -> None:
-    """Make each node's key and tell SuperLink of it, once it is up."""
-    for path in keys:
-        key = new_key()
-        path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-        public = public_key_to_bytes(key.public_key())
-        wait_for(lambda public=public: _is_known(control, public))  # type: ignore[misc]
-
-
-def _is_known(control: Control, public_key: bytes) -> bool:
-    try:
-        control.register(public_key)
-    except EngineFailed:
-        return False
-    return True
+            commands.append(["hospital", "up", "--state", str(folder), *uplink])
+    with up(commands, path):
+        yield Deployment(coordinator, folders, study)

@@ -12,7 +12,6 @@ import numpy as np
 from fedward.common.codec import CODECS
 from fedward.common.config import (
     AUGMENTATIONS,
-    MOST_NOISE,
     SCHEDULES,
     EnrolledHospital,
     LocalSettings,
@@ -21,9 +20,8 @@ from fedward.common.config import (
 )
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import SettingRefused, UnknownName
-from fedward.common.measurement import measurements
 from fedward.common.models import STUDENTS
-from fedward.common.privacy import noise_multiplier
+from fedward.server.planning import HIGHEST_PLANNED, with_planned_noise
 from fedward.server.reference import class_prior
 from fedward.simulations.partitions import partition
 
@@ -50,8 +48,6 @@ _OPTION_OF = {
     "metric_noise_multiplier": "private_metrics",
     "fisher_noise_multiplier": "private_fisher",
 }
-_HIGHEST_PLANNED = 2.0  # learning rate
-_LARGEST_STEP = 2.0**9  # what the coordinator's sum takes for one weight in one round
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class Options:
     seed: int = 0
     local_steps: int = 1
     sample_rate: float = 0.25
-    learning_rate: float | None = None  # None: `planned_learning_rate`
+    learning_rate: float | None = None  # None: `planning.planned_learning_rate`
     max_grad_norm: float = 1.0
     views: int = 1
     augmentation: str = "affine"
@@ -195,20 +191,7 @@ def plan_study(
     if options.epsilon is None:
         return study
     # Last, since it takes seconds: all else is refused before it.
-    steps = options.rounds * options.local_steps
-    spent = list(measurements(study.local).values())
-    sigma = noise_multiplier(options.epsilon, options.delta, options.sample_rate, steps, spent)
-    if sigma > MOST_NOISE:
-        raise SettingRefused(
-            f"Epsilon {options.epsilon:g} over {steps} steps needs a noise multiplier of {sigma:g}, and "
-            f"{MOST_NOISE:g} is the most that the noise's grid carries: raise epsilon or take fewer rounds."
-        )
-    local = dataclasses.replace(study.local, noise_multiplier=sigma)
-    planned = planned_learning_rate(local, study.hospitals)
-    rate = planned if options.learning_rate is None else options.learning_rate
-    study = dataclasses.replace(study, local=local, learning_rate=rate)
-    _check_noise(study)
-    return study
+    return with_planned_noise(study, options.epsilon, options.learning_rate)
 
 
 @contextlib.contextmanager
@@ -267,7 +250,7 @@ def _before_noise(
         local=local,
         hospitals=enrolled,
         target_epsilon=options.epsilon,
-        learning_rate=_HIGHEST_PLANNED if options.learning_rate is None else options.learning_rate,
+        learning_rate=HIGHEST_PLANNED if options.learning_rate is None else options.learning_rate,
         schedule=options.schedule,
         server_learning_rate=options.server_learning_rate,
         server_momentum=options.server_momentum,
@@ -281,36 +264,6 @@ def _before_noise(
         parent=None if parent is None else parent[0],
         version=1 if parent is None else parent[1] + 1,
     )
-
-
-def _check_noise(study: Study) -> None:
-    """Refuse noise so large that too few hospitals' updates would pass the coordinator's screening.
-
-    A round adds Gaussian noise of deviation lr sigma C sqrt(steps) / (q n) to each weight; among the tens of
-    thousands of a student one passes four deviations, and in any honest study that is far below 1.
-    """
-    local = study.local
-    largest = sorted(hospital.num_examples for hospital in study.hospitals)[-study.quorum]
-    deviation = study.learning_rate * local.noise_multiplier * local.max_grad_norm
-    deviation *= math.sqrt(local.local_steps) / (local.sample_rate * largest)
-    if 4 * deviation > _LARGEST_STEP:
-        raise SettingRefused(
-            f"With these settings a round's noise alone moves each weight by {deviation:.3g}, and nothing is "
-            "learned: raise epsilon, or lower the learning rate, max-grad-norm or rounds."
-        )
-
-
-def planned_learning_rate(local: LocalSettings, hospitals: tuple[EnrolledHospital, ...]) -> float:
-    """2, or less where the noise would then move a coordinate by more than .014 a round.
-
-    From public constants only: the mean update's noise has standard deviation
-    sigma * C * sqrt(hospitals) / (rate * declared images of all), for one local step.
-    """
-    total = sum(hospital.num_examples for hospital in hospitals)
-    noise = (
-        local.noise_multiplier * local.max_grad_norm * math.sqrt(len(hospitals)) / (local.sample_rate * total)
-    )
-    return min(_HIGHEST_PLANNED, 0.014 / noise) if noise > 0 else _HIGHEST_PLANNED
 
 
 def _prior(options: Options, reference: Split | None, classes: int) -> tuple[float, ...] | None:

@@ -1,13 +1,11 @@
 """One simulated study from start to report: prepare, run, release, evaluate once, write."""
 
-import io
 import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from fedward.client.hospital import open_hospital
@@ -15,14 +13,13 @@ from fedward.common.bundle import Bundle, model_bytes, read_bundle
 from fedward.common.codec import Vector
 from fedward.common.config import Study
 from fedward.common.decision import decide
-from fedward.common.errors import BundleRefused, CheckpointRefused
+from fedward.common.errors import BundleRefused
 from fedward.common.files import read_bounded
 from fedward.common.manifest import release_digest
 from fedward.common.signing import ensure_default_keys
 from fedward.common.trust import load_trust
-from fedward.server.checkpoint import Progress, load_checkpoint
-from fedward.server.release import SitePrivacy, make_release
-from fedward.server.strategy import released_latents
+from fedward.server.checkpoint import load_checkpoint
+from fedward.server.release import SitePrivacy, final_latents, make_release
 from fedward.server.study_folder import StudyFolder
 from fedward.simulations.comparison import compare
 from fedward.simulations.evaluation import REPORT_IMAGES, hospital_entries, metrics_of, release_entry
@@ -35,7 +32,7 @@ from fedward.simulations.report import ReportDetails, write_report
 from fedward.simulations.run_folder import HOSPITALS, METRICS, PROGRESS, REPORT
 from fedward.simulations.watching import progress_bars, spent_after
 
-_METRICS_LIMIT, _FINAL_LIMIT = 256 << 20, 4 << 30  # bytes
+_METRICS_LIMIT = 256 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def run(simulation: Simulation, console: Console) -> Finished:
     if not folder.final.exists():
         _engine(simulation, study, console)
     progress = load_checkpoint(folder.checkpoint, study)
-    latents = _final(folder.final, progress, study)
+    latents = final_latents(folder, study)
     sites = _sites(simulation, study)
     if not folder.release.exists():
         console.print("Calibrating, exporting and signing the release ...")
@@ -116,19 +113,6 @@ def _engine(simulation: Simulation, study: Study, console: Console) -> None:
             run_on_ray(simulation.folder, len(study.hospitals))
         else:
             run_in_process(folder, len(study.hospitals))
-
-
-def _final(path: Path, progress: Progress, study: Study) -> Vector:
-    """The released latents, which must be those of the last checkpoint, to the bit.
-
-    Raises:
-        CheckpointRefused: they are not, or cannot be read.
-    """
-    expected, stored = released_latents(progress, study), io.BytesIO()
-    np.save(stored, expected)
-    if read_bounded(path, _FINAL_LIMIT, refusal=CheckpointRefused) != stored.getvalue():
-        raise CheckpointRefused(f"{path} is not what the rounds gave; delete it and go on with --resume.")
-    return expected
 
 
 def _sites(simulation: Simulation, study: Study) -> list[SitePrivacy]:

@@ -15,7 +15,7 @@ from fedward.client.registry import Registry
 from fedward.common.config import LocalSettings, Study
 from fedward.common.ledger import Ledger
 from fedward.server.study_folder import StudyFolder
-from fedward.simulations.deployment import Deployment, deployed, wait_for
+from fedward.simulations.deployment import Deployment, deployed, renewed, wait_for
 from fedward.simulations.federation import run_in_process
 
 MakeStudies = Callable[..., tuple[StudyFolder, "Expected"]]
@@ -127,6 +127,26 @@ def test_over_tls_a_killed_node_signs_off_by_its_key_and_is_back_long_before_flo
         wait_for(study.final.exists, 200.0)
         _assert_as_undisturbed(deployment, expected)
     assert max(event["seconds"] for event in deployment.events("closed")) < 45.0
+
+
+@pytest.mark.slow
+def test_gateways_that_are_killed_and_keys_that_are_renewed_lose_no_round(
+    studies: MakeStudies, tmp_path: Path
+) -> None:
+    study, expected = studies(4)
+    with deployed(study, tmp_path, is_secured=True) as deployment:
+        first, second = deployment.hospitals
+        deployment.order("start", str(study.path))
+        wait_for(deployment.opened(1), 300.0)
+        for folder in (deployment.coordinator, first):
+            deployment.kill(folder, "gateway")
+        wait_for(deployment.opened(2), 200.0)
+        renewed(deployment.coordinator, first, "--new-keys")
+        wait_for(deployment.opened(3), 200.0)
+        renewed(deployment.coordinator, second)
+        wait_for(study.final.exists, 300.0)
+        _assert_as_undisturbed(deployment, expected)
+    assert max(event["seconds"] for event in deployment.events("closed")) < 60.0
 
 
 @pytest.mark.slow

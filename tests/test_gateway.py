@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import http.client
 import json
-import secrets
+import os
+import signal
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +22,8 @@ import pytest
 
 from fedward.client import enrolment as hospital_side
 from fedward.client.gateway import HospitalGateway
-from fedward.client.membership import Membership, node_public_pem
+from fedward.client.gateway_process import gateway_program
+from fedward.client.membership import FOLDER, Membership, node_public_pem
 from fedward.common.certificates import (
     client_certificate,
     loopback_identity,
@@ -31,12 +34,16 @@ from fedward.common.certificates import (
 )
 from fedward.common.errors import GatewayFailed
 from fedward.common.fleet import FLEET_CALLS
+from fedward.common.flower_tools import free_port
 from fedward.common.instants import utc_now
 from fedward.common.key_files import Identity, pem, request_of
-from fedward.common.nginx import Nginx, program
+from fedward.common.nginx import Nginx, _takes_connections, program
+from fedward.common.supervision import Program, Supervisor
 from fedward.server.coordinator import Coordinator
 from fedward.server.enrolment import answer, review, revoke
 from fedward.server.gateway import CoordinatorGateway, node_header
+from fedward.server.gateway_process import GatewayRefresh
+from fedward.simulations.deployment import wait_for
 
 YEAR = timedelta(days=365)
 SLOW_SECONDS = 1.0
@@ -107,15 +114,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Quiet."""
-
-
-def free_port() -> int:
-    """Below those that the kernel gives to outgoing connections, which could take it before nginx does."""
-    while True:
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            return port
 
 
 @dataclass
@@ -617,6 +615,64 @@ def test_a_gateway_whose_parent_died_is_taken_over_and_stopped_by_its_number(
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind(("127.0.0.1", coordinator.address.port))
+
+
+@contextlib.contextmanager
+def _supervised(folder: Path, gateway: Program) -> Iterator[Supervisor]:
+    until, supervisor = threading.Event(), Supervisor(folder, [gateway])
+    thread = threading.Thread(target=supervisor.run, args=(until,))
+    thread.start()
+    try:
+        yield supervisor
+    finally:
+        until.set()
+        thread.join(30)
+
+
+def _master(nginx: Nginx, other_than: int | None = None) -> int:
+    """The gateway's process, once it has workers."""
+    wait_for(lambda: nginx.pid not in (None, other_than) and nginx._workers(), 20)
+    return nginx.pid or 0
+
+
+def test_a_gateway_that_is_killed_is_back_on_its_port_and_no_worker_of_the_old_one_is_left(
+    world: World, newcomer: Any
+) -> None:
+    place = newcomer.state / FOLDER / "gateway"
+    gateway = HospitalGateway(newcomer.state, free_port())
+    with _supervised(newcomer.state, gateway_program(newcomer.state, gateway.port)):
+        old = _master(Nginx(place))
+        workers = Nginx(place)._workers()
+        os.kill(old, signal.SIGKILL)
+        assert _master(Nginx(place), old) != old
+        assert not any(map(_takes_connections, workers))
+        assert _node(world, gateway, newcomer).call(PULL) == 200
+    assert Nginx(place).pid is None
+
+
+def test_the_coordinators_gateway_takes_up_a_site_that_no_command_told_it_of(
+    world: World, tmp_path: Path, make_coordinator: Callable[..., Coordinator]
+) -> None:
+    """Because `enrol` was killed before it did."""
+    coordinator = make_coordinator(
+        tmp_path / "c", port=free_port(), superlink_port=world.upstream.server_port
+    )
+    for name in ("superlink.pem", "superlink.key"):
+        (tmp_path / "c" / "loopback" / name).write_bytes(
+            (world.coordinator.folder / "loopback" / name).read_bytes()
+        )
+    refresh = GatewayRefresh(coordinator.folder)
+    command = [sys.executable, "-m", "fedward.server.gateway_process", "--state", str(coordinator.folder)]
+    with _supervised(coordinator.folder, Program("gateway", command)):
+        _master(Nginx(coordinator.folder / "gateway"))
+        refresh.tick()
+        member = world.join(coordinator, tmp_path / "state", "late")
+        (tmp_path / "authority.pem").write_bytes(pem(coordinator.gateway_issuer(utc_now()).certificate))
+        caller = world.caller(member, port=coordinator.address.port, authority=tmp_path / "authority.pem")
+        assert caller.call(PULL) == 401
+        time.sleep(1.1)  # it looks once a second
+        refresh.tick()
+        assert caller.call(PULL) == 200
 
 
 def test_a_port_that_is_taken_and_a_text_that_nginx_refuses_are_named(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedward.common.config import LocalSettings, Study
-from fedward.common.errors import CheckpointRefused, EngineFailed, SettingRefused
+from fedward.common.errors import CheckpointRefused, EngineFailed, EnrolmentRefused, SettingRefused
 from fedward.common.supervision import Supervisor
 from fedward.server import launching
 from fedward.server.coordinator import Coordinator
@@ -234,8 +234,68 @@ def test_hospitals_are_let_in_and_out_while_the_coordinator_is_up(
             done.append("changed")
 
     monkeypatch.setattr(Supervisor, "run", change)
-    run_coordinator(tmp_path / "c", Link(), threading.Event())
+    run_coordinator(tmp_path / "c", threading.Event())
     assert done == ["changed"]
+
+
+def test_a_federations_coordinator_is_never_run_without_its_gateway(
+    tmp_path: Path, make_coordinator: Callable[..., Coordinator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_coordinator(tmp_path / "c")
+    with pytest.raises(EnrolmentRefused, match="gateway"):
+        run_coordinator(tmp_path / "c", threading.Event(), trial_port=20_001)
+    given: list[list[str]] = []
+    monkeypatch.setattr(Supervisor, "__init__", lambda self, folder, programs, about: given.append(programs))
+    monkeypatch.setattr(Supervisor, "run", lambda *_: None)
+    run_coordinator(tmp_path / "c", threading.Event())
+    superlink, superexec, gateway = given[0]
+    assert "--insecure" not in [*superlink.command, *superexec.command]
+    assert "--enable-supernode-auth" in superlink.command
+    assert "fedward.server.gateway_process" in gateway.command
+
+
+def test_up_without_a_federation_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(EnrolmentRefused, match="coordinator init"):
+        run_coordinator(tmp_path / "c", threading.Event())
+
+
+class FakePublishing:
+    """Says one after another what it is given."""
+
+    def __init__(self, *said: str | None) -> None:
+        self.said = list(said)
+
+    def look(self, folder: StudyFolder) -> str | None:
+        return self.said.pop(0)
+
+
+def test_a_study_is_finished_when_its_release_is_published(
+    orders: Orders, control: FakeControl, study: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "_LOOK_SECONDS", 0.0)
+    np.save(study.final, np.zeros(3, np.float32))
+    orders.give(study.path, True)
+    launcher = Launcher(orders, control, FakePublishing(None, ""))  # type: ignore[arg-type]
+    states = []
+    for _ in range(3):
+        launcher.tick()
+        states.append(_state(orders))
+    assert states == [RUNNING, FINISHED, FINISHED]
+
+
+def test_a_release_that_is_refused_waits_for_a_person(
+    orders: Orders, control: FakeControl, study: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launching, "_LOOK_SECONDS", 0.0)
+    np.save(study.final, np.zeros(3, np.float32))
+    launcher = Launcher(orders, control, FakePublishing("GoldenRefused: It differs.", ""))  # type: ignore[arg-type]
+    orders.give(study.path, True)
+    for _ in range(2):
+        launcher.tick()
+    assert _state(orders) == REFUSED
+    orders.give(study.path, True)
+    launcher.tick()
+    assert _state(orders) == FINISHED
 
 
 def test_a_damaged_order_is_refused_by_its_files_name(orders: Orders, tmp_path: Path) -> None:
@@ -246,9 +306,7 @@ def test_a_damaged_order_is_refused_by_its_files_name(orders: Orders, tmp_path: 
         orders.all()
 
 
-@pytest.mark.parametrize(
-    "given", [{"certificate": Path("c")}, {"key": Path("k"), "authority": Path("a")}, {"port": 0}]
-)
-def test_half_of_a_links_settings_are_refused(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize("port", [0, 65536])
+def test_a_port_that_is_none_is_refused(port: int) -> None:
     with pytest.raises(SettingRefused):
-        Link(**given)
+        Link(port)

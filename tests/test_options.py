@@ -13,9 +13,10 @@ from fedward.common.errors import Refusal, SettingRefused, UnknownName
 from fedward.common.measurement import measurements
 from fedward.common.mechanisms import Mechanism
 from fedward.common.privacy import epsilon
-from fedward.server import aggregation
+from fedward.server import aggregation, planning
+from fedward.server.planning import planned_learning_rate
 from fedward.simulations import options as module
-from fedward.simulations.options import Options, plan_study, planned_learning_rate
+from fedward.simulations.options import Options, plan_study
 from fedward.simulations.partitions import make_hospitals
 from fedward.simulations.phantoms import make_phantoms
 
@@ -99,7 +100,7 @@ def test_a_teacher_that_is_not_there_weighs_nothing() -> None:
 
 
 def test_the_noise_that_is_refused_is_what_the_coordinators_sum_would_refuse() -> None:
-    assert module._LARGEST_STEP == aggregation._MAXIMUM_VALUE
+    assert planning._LARGEST_STEP == aggregation._MAXIMUM_VALUE
     sigma = plan(learning_rate=1.0).local.noise_multiplier
     limit = 512 / 4 / (sigma / (0.25 * 20))
     assert plan(learning_rate=0.999 * limit).learning_rate
@@ -108,7 +109,7 @@ def test_the_noise_that_is_refused_is_what_the_coordinators_sum_would_refuse() -
 
 
 def test_a_bad_setting_is_refused_before_the_noise_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "noise_multiplier", lambda *_: pytest.fail("searched"))
+    monkeypatch.setattr(planning, "noise_multiplier", lambda *_: pytest.fail("searched"))
     for changes in (
         {"learning_rate": -1.0}, {"server_momentum": 2.0}, {"round_timeout": 0.0}, {"averaged_rounds": 0},
         {"rounds": 0}, {"max_grad_norm": math.nan}, {"delta": 0.5}, {"seed": 2**64},

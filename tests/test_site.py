@@ -105,7 +105,7 @@ def test_doctor_names_a_secret_that_others_can_read(folder: Path) -> None:
 def test_doctor_names_ports_that_nothing_listens_on(folder: Path) -> None:
     entry = {"children": {}, "pid": os.getpid(), "port": 1, "schema": 1, "superlink": "127.0.0.1:1"}
     (folder / "processes.json").write_text(json.dumps(entry, separators=(",", ":"), sort_keys=True))
-    assert {"task port", "coordinator"} <= set(_wrong(folder))
+    assert {"task port", "uplink"} <= set(_wrong(folder))
 
 
 def test_status_and_doctor_exit_with_one_where_something_is_wrong(

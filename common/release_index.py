@@ -1,0 +1,53 @@
+"""``releases/index.json``: what a coordinator has published, as its sites read it."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from fedward.common.files import parse_canonical
+
+INDEX = "index.json"
+INDEX_LIMIT_BYTES = 8 << 20
+_FILE = re.compile(r"[0-9a-f]{64}\.tar", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A release that can be fetched.
+
+    Attributes:
+        study, version: as its manifest says.
+        digest: of its manifest, in hex.
+        file: its name beside the index: SHA-256 of its bytes, in hex, and ``.tar``.
+        bytes: how many.
+        published: when, as `instants.spelled`.
+    """
+
+    study: str
+    version: int
+    digest: str
+    file: str
+    bytes: int
+    published: str
+
+    def __post_init__(self) -> None:
+        """Refuse a name that could lead elsewhere.
+
+        Raises:
+            ValueError: it is no such entry.
+        """
+        if not _FILE.fullmatch(self.file) or type(self.bytes) is not int or type(self.version) is not int:
+            raise ValueError("a release's file, version or size is not what it must be")
+
+
+def listed(data: bytes) -> list[Listed]:
+    """The releases of an index, oldest first.
+
+    Raises:
+        ValueError: it is no index.
+    """
+    try:
+        found: Any = parse_canonical(data)
+        return [Listed(**entry) for entry in found["releases"]]
+    except (TypeError, KeyError) as error:
+        raise ValueError("it is no index of releases") from error

@@ -1,0 +1,171 @@
+"""Planning a study: the least noise that keeps each site within its epsilon, and a step that fits it."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedward.common.config import MOST_NOISE, EnrolledHospital, LocalSettings, Study
+from fedward.common.datasets import ImageDataset
+from fedward.common.errors import SettingRefused
+from fedward.common.measurement import measurements
+from fedward.common.privacy import noise_multiplier
+from fedward.server.coordinator import Coordinator
+from fedward.server.reference import class_prior, halve
+from fedward.server.shelf import published
+from fedward.server.sites import Site, Sites
+from fedward.server.study_folder import StudyFolder
+
+HIGHEST_PLANNED = 2.0  # learning rate
+_LARGEST_STEP = 2.0**9  # what the coordinator's sum takes for one weight in one round
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a coordinator says of a new study; all else is the recipe that README's figures come from.
+
+    Attributes:
+        name: of the study.
+        sites: names or ids of those that take part; empty for all that are enrolled and not revoked.
+        quorum: fewest usable replies that close a round; None for half of the sites.
+    """
+
+    name: str
+    sites: tuple[str, ...] = ()
+    student: str = "ternary-cnn"
+    rounds: int = 60
+    epsilon: float = 3.0
+    delta: float = 1e-5
+    local_steps: int = 1
+    sample_rate: float = 0.25
+    quorum: int | None = None
+    round_timeout: float = 3600.0
+
+
+def plan_deployed(plan: Plan, coordinator: Coordinator, dataset: ImageDataset, path: Path) -> Study:
+    """Write a study's folder for a federation's sites and return the study.
+
+    Args:
+        dataset: public, of the task's kind: it gives classes, pictures' size and, by its validation split,
+            the reference records that calibrate and measure the release.
+
+    Raises:
+        SettingRefused: a setting is out of range, a target that no noise reaches, or no site is there.
+        EnrolmentRefused: a site is not enrolled.
+        DatasetRefused: fewer than two reference records.
+        OutputRefused: the folder holds a study already, or cannot be written.
+    """
+    halve(dataset.val)  # refuses what the rounds would refuse
+    sites = _chosen(plan, Sites(coordinator.folder))
+    enrolled = tuple(EnrolledHospital(site.name, site.num_examples) for site in sites)
+    earlier = [one.version for one in published(coordinator) if one.study == plan.name]
+    study = Study(
+        name=plan.name,
+        dataset=dataset.name,
+        local=_local(plan, dataset),
+        hospitals=enrolled,
+        target_epsilon=plan.epsilon,
+        learning_rate=HIGHEST_PLANNED,
+        schedule="cosine",
+        server_learning_rate=1.0,
+        server_momentum=0.0,
+        averaged_rounds=20,
+        uplink_codec="int8",
+        downlink_codec="int8",
+        quorum=math.ceil(len(enrolled) / 2) if plan.quorum is None else plan.quorum,
+        round_timeout=plan.round_timeout,
+        decision="balanced",
+        seed=None,
+        parent=None,
+        version=max(earlier, default=0) + 1,
+    )
+    study = with_planned_noise(study, plan.epsilon)
+    StudyFolder(path).create(study, dataset.val)
+    return study
+
+
+def with_planned_noise(study: Study, epsilon: float, learning_rate: float | None = None) -> Study:
+    """`study` with the least noise that its epsilon allows, by PRV, and the learning rate or a planned one.
+
+    Raises:
+        SettingRefused: a target that no noise reaches, or noise that no student survives.
+    """
+    local = study.local
+    steps = study.rounds * local.local_steps
+    spent = list(measurements(local).values())
+    sigma = noise_multiplier(epsilon, local.target_delta, local.sample_rate, steps, spent)
+    if sigma > MOST_NOISE:
+        raise SettingRefused(
+            f"Epsilon {epsilon:g} over {steps} steps needs a noise multiplier of {sigma:g}, and "
+            f"{MOST_NOISE:g} is the most that the noise's grid carries: raise epsilon or take fewer rounds."
+        )
+    local = dataclasses.replace(local, noise_multiplier=sigma)
+    planned = planned_learning_rate(local, study.hospitals)
+    rate = planned if learning_rate is None else learning_rate
+    study = dataclasses.replace(study, local=local, learning_rate=rate)
+    _check_noise(study)
+    return study
+
+
+def planned_learning_rate(local: LocalSettings, hospitals: tuple[EnrolledHospital, ...]) -> float:
+    """2, or less where the noise would then move a coordinate by more than .014 a round.
+
+    From public constants only: the mean update's noise has standard deviation
+    sigma * C * sqrt(hospitals) / (rate * declared images of all), for one local step.
+    """
+    total = sum(hospital.num_examples for hospital in hospitals)
+    noise = (
+        local.noise_multiplier * local.max_grad_norm * math.sqrt(len(hospitals)) / (local.sample_rate * total)
+    )
+    return min(HIGHEST_PLANNED, 0.014 / noise) if noise > 0 else HIGHEST_PLANNED
+
+
+def _check_noise(study: Study) -> None:
+    """Refuse noise so large that too few hospitals' updates would pass the coordinator's screening.
+
+    A round adds Gaussian noise of deviation lr sigma C sqrt(steps) / (q n) to each weight; among the tens of
+    thousands of a student one passes four deviations, and in any honest study that is far below 1.
+    """
+    local = study.local
+    largest = sorted(hospital.num_examples for hospital in study.hospitals)[-study.quorum]
+    deviation = study.learning_rate * local.noise_multiplier * local.max_grad_norm
+    deviation *= math.sqrt(local.local_steps) / (local.sample_rate * largest)
+    if 4 * deviation > _LARGEST_STEP:
+        raise SettingRefused(
+            f"With these settings a round's noise alone moves each weight by {deviation:.3g}, and nothing is "
+            "learned: raise epsilon, or lower the learning rate, max-grad-norm or rounds."
+        )
+
+
+def _chosen(plan: Plan, sites: Sites) -> list[Site]:
+    chosen = [sites.find(site) for site in plan.sites] or sites.active()
+    if not chosen:
+        raise SettingRefused("No site is enrolled: `fedward coordinator enrol` takes a hospital's request.")
+    for site in chosen:
+        if site.revoked is not None:
+            raise SettingRefused(f"{site.id} was revoked: leave it out of the study.")
+    return chosen
+
+
+def _local(plan: Plan, dataset: ImageDataset) -> LocalSettings:
+    return LocalSettings(
+        student=plan.student,
+        channels=dataset.val.images.shape[3],
+        height=dataset.val.images.shape[1],
+        width=dataset.val.images.shape[2],
+        classes=dataset.classes,
+        task=dataset.task,
+        unit="image",
+        sample_rate=plan.sample_rate,
+        local_steps=plan.local_steps,
+        rounds=plan.rounds,
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        target_delta=plan.delta,
+        views=1,
+        augmentation="affine",
+        class_prior=class_prior(dataset.val, len(dataset.classes)),
+        ewc_lambda=0.0,
+        distillation_alpha=0.0,
+        distillation_temperature=2.0,
+    )

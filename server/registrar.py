@@ -1,0 +1,58 @@
+"""Keeps SuperLink's list of nodes in step with the coordinator's list of sites.
+
+A site's node is let in by SuperLink only while its key is registered there. After `enrol` and a renewal the
+new key is registered within seconds; a key that ended, or whose site was revoked, is taken off. So the
+gateway and SuperLink each refuse by themselves.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+from fedward.common.errors import Refusal
+from fedward.common.instants import utc_now
+from fedward.server.control import Control
+from fedward.server.sites import Sites
+
+_LOOK_SECONDS, _AGAIN_SECONDS, _RECHECK_SECONDS = 1.0, 5.0, 3600.0
+_log = logging.getLogger(__name__)
+
+
+class Registrar:
+    """Registers the nodes of a coordinator's sites."""
+
+    def __init__(self, folder: Path, control: Control) -> None:
+        """Prepare; nothing is asked yet."""
+        self._folder, self._control = folder, control
+        self._done: frozenset[bytes] | None = None
+        self._next_look = self._next_check = 0.0
+
+    def tick(self) -> None:
+        """Look, at most once a second; a refusal is logged, and tried again."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + _LOOK_SECONDS
+        try:
+            wanted = self._wanted()
+            if wanted == self._done and now < self._next_check:
+                return
+            self._agree(wanted)
+        except Refusal as refusal:
+            _log.warning("%s: %s", refusal.name, refusal)
+            self._next_look = now + _AGAIN_SECONDS if self._done is not None else self._next_look
+            return
+        self._done, self._next_check = wanted, now + _RECHECK_SECONDS
+
+    def _wanted(self) -> frozenset[bytes]:
+        moment = utc_now()
+        return frozenset(
+            node.encode() for site in Sites(self._folder).active() for node in site.node_keys(moment)
+        )
+
+    def _agree(self, wanted: frozenset[bytes]) -> None:
+        known = self._control.nodes()
+        for key in wanted - known.keys():
+            self._control.register(key)
+        for key in known.keys() - wanted:
+            self._control.unregister(known[key])

@@ -1,0 +1,97 @@
+"""From empty folders to a release on a clinician's device, by the commands that people type."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedward.client.charging import DATASET
+from fedward.client.registry import Registry
+from fedward.common.bundle import read_bundle
+from fedward.common.datasets import Split, save_npz
+from fedward.common.trust import load_trust
+from fedward.server.control import Control
+from fedward.server.coordinator import Coordinator
+from fedward.server.orders import FINISHED, Orders
+from fedward.server.processes import Link
+from fedward.server.study_folder import StudyFolder
+from fedward.simulations.deployment import found, let_in, typed, up, wait_for
+from fedward.simulations.phantoms import make_phantoms
+
+NAMES = ("St. Mary", "Ospedale Maggiore", "Riverside")
+IMAGES = 40
+SETTINGS = ("--rounds", 5, "--epsilon", 20, "--student", "fp32-cnn", "--quorum", 3, "--round-timeout", 300)
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with a short path, and a user of its own."""
+    path = tmp_path_factory.mktemp("f")
+    monkeypatch.setenv("FEDWARD_CONFIG", str(path / "config"))
+    return path
+
+
+def _write_data(path: Path) -> Path:
+    """Each hospital's images, and public ones of the same kind, whose file is returned."""
+    phantoms = make_phantoms(size=16, counts=(IMAGES * len(NAMES), 24, 8), seed=3)
+    save_npz(path / "public.npz", phantoms)
+    for number in range(len(NAMES)):
+        rows = slice(number * IMAGES, (number + 1) * IMAGES)
+        save_npz(path / f"{number}.npz", Split(phantoms.train.images[rows], phantoms.train.labels[rows]))
+    return path / "public.npz"
+
+
+def _fetched_by(coordinator: Path) -> set[str]:
+    """Which sites the coordinator's gateway gave a release to."""
+    lines = map(json.loads, (coordinator / "gateway" / "access.log").read_text().splitlines())
+    return {line["subject"] for line in lines if line["uri"].endswith(".tar") and line["status"] == 200}
+
+
+def _state(coordinator: Path) -> str:
+    """The one study's."""
+    return str(Orders(coordinator).report_of(Orders(coordinator).all()[0]).state)
+
+
+def _nodes(coordinator: Path) -> int:
+    link = Link.of(Coordinator(coordinator))
+    return len(Control(link.address, link.authority).nodes())
+
+
+def test_from_empty_folders_to_a_release_that_a_device_accepts(
+    folder: Path, fedward: Callable[..., Any]
+) -> None:
+    public = _write_data(folder)
+    coordinator, study = folder / "c", folder / "study"
+    hospitals = [folder / f"h{number}" for number in range(len(NAMES))]
+    at_office = ("--state", coordinator)
+    found(coordinator)
+    for number, (name, state) in enumerate(zip(NAMES, hospitals, strict=True)):
+        data = ("--data", folder / f"{number}.npz", "--classes", 2, "--epsilon", 20)
+        typed("hospital", "init", "--name", name, *data, "--state", state)
+        let_in(coordinator, state)
+    typed("coordinator", "plan", study, "--reference", public, *SETTINGS, *at_office)
+    processes = [["coordinator", "up", "--state", str(coordinator)]]
+    processes += [["hospital", "up", "--state", str(state)] for state in hospitals]
+    with up(processes, folder):
+        typed("coordinator", "start", study, *at_office)
+        for state in hospitals:
+            wait_for((state / "studies.json").exists)
+            typed("hospital", "approve", "study", "--state", state)
+        wait_for(lambda: _state(coordinator) == FINISHED, 300)
+        told = typed("hospital", "fetch", "--state", hospitals[1])
+        assert typed("hospital", "doctor", "--state", hospitals[0])
+        assert (len(_fetched_by(coordinator)), _nodes(coordinator)) == (1, 3)
+        typed("coordinator", "revoke", NAMES[2], *at_office)
+        assert "401" in fedward("hospital", "fetch", "--state", hospitals[2]).err
+        wait_for(lambda: _nodes(coordinator) == 2, 20)
+    image = f"{public}:test_images[0]"
+    answer = typed("edge", "predict", told["release"], image, "--trust", told["trust"])
+    assert (answer["release"], answer["refused"]) == (told["digest"], [])
+    manifest = read_bundle(Path(told["release"]), load_trust(Path(told["trust"]))).manifest
+    spent = [site["epsilon"] for site in manifest["privacy"]["sites"]]
+    ledgers = [Registry(state / "budget").budget(DATASET).spent() for state in hospitals]
+    assert spent == pytest.approx(ledgers, rel=1e-9)
+    assert manifest["privacy"]["reproducible_noise"] is False
+    assert StudyFolder(study).study().rounds == 5

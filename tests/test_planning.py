@@ -1,0 +1,87 @@
+"""A study is planned from public data and the sites that are enrolled, each within its epsilon."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedward.common.datasets import ImageDataset, save_npz
+from fedward.common.instants import utc_now
+from fedward.common.release_index import Listed
+from fedward.server.coordinator import Coordinator
+from fedward.server.enrolment import revoke
+from fedward.server.publishing import site_costs
+from fedward.server.shelf import put
+from fedward.server.study_folder import StudyFolder
+
+
+@pytest.fixture
+def office(
+    tmp_path: Path,
+    phantom: ImageDataset,
+    make_coordinator: Callable[..., Coordinator],
+    join_federation: Callable[..., Any],
+) -> Coordinator:
+    """A coordinator with three sites, and public data beside it."""
+    coordinator = make_coordinator(tmp_path / "c")
+    for name in ("a", "b", "c"):
+        join_federation(coordinator, tmp_path / name, name)
+    save_npz(tmp_path / "public.npz", phantom)
+    return coordinator
+
+
+@pytest.fixture
+def plan(office: Coordinator, tmp_path: Path, fedward: Callable[..., Any]) -> Callable[..., Any]:
+    """plan("--rounds", 3) -> what the command says."""
+
+    def run(*arguments: object) -> Any:
+        known = ("--reference", tmp_path / "public.npz", "--state", office.folder, "--student", "fp32-cnn")
+        return fedward("coordinator", "plan", tmp_path / "lungs", *known, *arguments)
+
+    return run
+
+
+def test_the_sites_that_are_enrolled_take_part_with_their_declared_counts(
+    plan: Callable[..., Any], office: Coordinator, tmp_path: Path
+) -> None:
+    revoke(office, "b", utc_now(), "tests")
+    assert plan("--rounds", 2, "--epsilon", 5).code == 0
+    study = StudyFolder(tmp_path / "lungs").study()
+    assert [(one.name, one.num_examples) for one in study.hospitals] == [("a", 100), ("c", 100)]
+    assert (study.name, study.rounds, study.seed, study.version) == ("lungs", 2, None, 1)
+    assert all(4.5 < site.epsilon <= 5 for site in site_costs(study) if site.epsilon is not None)
+    assert StudyFolder(tmp_path / "lungs").reference() is not None
+
+
+def test_chosen_sites_alone_take_part_and_a_stranger_is_refused(
+    plan: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert plan("--site", "nobody").err.startswith("EnrolmentRefused")
+    assert plan("--site", "c", "--rounds", 2).code == 0
+    assert [one.name for one in StudyFolder(tmp_path / "lungs").study().hospitals] == ["c"]
+
+
+def test_a_study_of_a_name_that_was_released_is_its_next_version(
+    plan: Callable[..., Any], office: Coordinator, tmp_path: Path
+) -> None:
+    put(office, Listed("lungs", 3, "d", f"{'a' * 64}.tar", 1, "2026-01-01T00:00:00Z"), b"x")
+    plan("--rounds", 2)
+    assert StudyFolder(tmp_path / "lungs").study().version == 4
+
+
+def test_a_study_that_is_there_is_not_planned_over(plan: Callable[..., Any]) -> None:
+    assert plan("--rounds", 2).code == 0
+    assert plan("--rounds", 3).err.startswith("OutputRefused")
+
+
+def test_a_federation_without_sites_plans_nothing(
+    tmp_path: Path,
+    phantom: ImageDataset,
+    make_coordinator: Callable[..., Coordinator],
+    fedward: Callable[..., Any],
+) -> None:
+    save_npz(tmp_path / "public.npz", phantom)
+    make_coordinator(tmp_path / "c")
+    asked = ("--reference", tmp_path / "public.npz", "--state", tmp_path / "c")
+    assert "enrol" in fedward("coordinator", "plan", tmp_path / "s", *asked).err
