@@ -29,10 +29,13 @@ def up(
     approve: Annotated[
         list[str] | None, typer.Option(help="SHA-256 of a further bundle whose runs may ask this hospital.")
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Of loopback, for Prometheus; off by default.")
+    ] = None,
 ) -> None:
     """Run this hospital's side of its studies, until SIGTERM or Ctrl-C; what dies is started again."""
     uplink = Uplink(superlink, root_certificates, node_key)
-    program = command(require_hospital(_folder(state)), uplink, approve or [])
+    program = command(require_hospital(_folder(state)), uplink, approve or [], metrics_port)
     os.execv(program[0], program)  # noqa: S606 - this very Python, with nothing of the commands loaded
 
 

@@ -5,6 +5,7 @@ met, it also waits for hospitals that are away. An error of Flower's own (the no
 was lost) is no answer: the hospital is asked again when it is back, and sends the reply that it stored.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from fedward.server.roster import Roster
 
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
+_BATCH = 16  # messages in memory at a time
 # What Flower says of a message or a node that is gone; a hospital's own errors have other codes.
 _PASSING = (
     ErrorCode.MESSAGE_UNAVAILABLE,
@@ -50,7 +52,8 @@ class Asking:
         """Push messages and yield replies as they come, one in memory at a time, until the round closes."""
         deadline = time.monotonic() + self.seconds
         looked = time.monotonic()
-        self._push(list(messages))
+        for batch in _batches(messages):
+            self._push(batch)
         while self._is_open():
             before = set(self._waiting)
             for message_id in list(self._waiting):
@@ -113,3 +116,9 @@ class Asking:
         for message in messages:
             message.metadata.ttl = max(1.0, left)
         self._push(messages)
+
+
+def _batches(messages: Iterable[Message]) -> Iterator[list[Message]]:
+    left = iter(messages)
+    while batch := list(itertools.islice(left, _BATCH)):
+        yield batch

@@ -25,6 +25,7 @@ from fedward.server.checkpoint import Progress, load_checkpoint, save_checkpoint
 from fedward.server.measuring import Measurement, keep
 from fedward.server.reference import halve, measure
 from fedward.server.roster import Roster, enrol
+from fedward.server.spent import spent_after
 from fedward.server.strategy import FedwardAvg, released_latents
 from fedward.server.study_folder import StudyFolder
 
@@ -55,8 +56,8 @@ def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
     arrays = strategy.arrays()
     for server_round in range(progress.server_round + 1, study.rounds + 1):
         started = time.monotonic()
-        folder.note("round", round=server_round)
         roster.look()
+        folder.note("round", round=server_round, online=sorted(roster.online))
         messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
         asking = Asking(grid, roster, strategy.question, strategy.needs_more, study.round_timeout)
         new_arrays, _ = strategy.aggregate_train(server_round, asking.replies(messages))
@@ -64,7 +65,7 @@ def run_rounds(grid: Grid, folder: StudyFolder) -> Vector:
         row = _row(strategy, server_round, time.monotonic() - started, evaluation)
         strategy.progress.history.append(row)
         save_checkpoint(folder.checkpoint, strategy.progress, study)
-        folder.note("closed", **row)
+        folder.note("closed", **row, epsilon=spent_after(study, server_round))
     if not _is_measured(folder, study):
         _measure(grid, folder, study, strategy.progress, roster)
     return released_latents(strategy.progress, study)
@@ -82,7 +83,10 @@ def _measure(grid: Grid, folder: StudyFolder, study: Study, progress: Progress, 
     asking = Asking(grid, roster, measurement.question, measurement.needs_more, study.round_timeout)
     found = measurement.aggregate(asking.replies(messages))
     keep(folder, study, progress, measurement, found)
-    folder.note("measured", uplink_bytes=found.uplink_bytes, downlink_bytes=found.downlink_bytes)
+    cost = spent_after(study, study.rounds, is_measured=True)
+    folder.note(
+        "measured", uplink_bytes=found.uplink_bytes, downlink_bytes=found.downlink_bytes, epsilon=cost
+    )
 
 
 def _fixed_vectors(folder: StudyFolder, study: Study) -> dict[str, Vector]:

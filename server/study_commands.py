@@ -9,14 +9,17 @@ import typer
 
 from fedward.common import errors
 from fedward.common.errors import EngineFailed, Refusal
+from fedward.common.exposition import metrics_served
 from fedward.common.files import config_folder
 from fedward.common.flower_tools import SUPERLINK_PORT
+from fedward.common.logs import log_to_stderr
 from fedward.common.printing import unmistakable
-from fedward.common.supervision import is_alive, log_to_stderr, read_processes, until_signalled
+from fedward.common.supervision import is_alive, read_processes, until_signalled
 from fedward.server.checkpoint import load_checkpoint
 from fedward.server.orders import FINISHED, REFUSED, STOPPED, Order, Orders
 from fedward.server.processes import Link, run_coordinator
 from fedward.server.progress import read_events
+from fedward.server.prometheus import CoordinatorMetrics
 from fedward.server.study_folder import PROGRESS, StudyFolder
 
 _LOOK_SECONDS = 0.5
@@ -33,10 +36,14 @@ def up(
     certificate: Annotated[Path | None, typer.Option(help="SuperLink's certificate, PEM.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     authority: Annotated[Path | None, typer.Option(help="The authority that signed it, PEM.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Of loopback, for Prometheus; off by default.")
+    ] = None,
 ) -> None:
     """Run the coordinator and its studies, until SIGTERM or Ctrl-C; what dies is started again."""
     log_to_stderr()
-    run_coordinator(_folder(state), Link(port, certificate, key, authority), until_signalled())
+    with metrics_served(metrics_port, CoordinatorMetrics(_folder(state))):
+        run_coordinator(_folder(state), Link(port, certificate, key, authority), until_signalled())
 
 
 def start(study: StudyPath, state: State = None, wait: Wait = False, as_json: AsJson = False) -> None:

@@ -22,6 +22,7 @@ from fedward.common.signing import ensure_default_keys
 from fedward.common.trust import load_trust
 from fedward.server.checkpoint import Progress, load_checkpoint
 from fedward.server.release import SitePrivacy, make_release
+from fedward.server.spent import spent_after
 from fedward.server.strategy import released_latents
 from fedward.server.study_folder import StudyFolder
 from fedward.simulations.comparison import compare
@@ -33,7 +34,7 @@ from fedward.simulations.metrics_file import check_metrics, write_metrics
 from fedward.simulations.prepare import Simulation
 from fedward.simulations.report import ReportDetails, write_report
 from fedward.simulations.run_folder import HOSPITALS, METRICS, PROGRESS, REPORT
-from fedward.simulations.watching import progress_bars, spent_after
+from fedward.simulations.watching import progress_bars
 
 _METRICS_LIMIT, _FINAL_LIMIT = 256 << 20, 4 << 30  # bytes
 
