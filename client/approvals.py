@@ -62,7 +62,7 @@ def policy_for_others(folder: Path) -> Policy:
     try:
         return read_policy(folder)
     except PolicyRefused as refusal:
-        _log.error("%s", refusal)
+        _log.error("the policy cannot be read", extra={"fields": {"refusal": refusal.name}})
         raise PolicyRefused(
             "This hospital's policy cannot be read, so it answers nothing: its administrator sees why with "
             "`fedward hospital studies`."

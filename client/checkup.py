@@ -12,9 +12,9 @@ from pathlib import Path
 from fedward.client import checkup_federation
 from fedward.client.daemon_client import is_up
 from fedward.client.egress_log import LOG
-from fedward.client.hospital import BUDGETS, Hospital
+from fedward.client.hospital import Hospital
 from fedward.client.registry import Registry
-from fedward.client.state_folder import SECRET_FILE, require_hospital
+from fedward.client.state_folder import BUDGETS, SECRET_FILE, require_hospital
 from fedward.common.errors import Refusal
 from fedward.common.flower_tools import LOOPBACK
 from fedward.common.ledger import Ledger

@@ -17,7 +17,8 @@ from fedward.client.hospital import open_hospital
 from fedward.client.state_folder import DAEMON_LOCK, require_hospital
 from fedward.common.errors import Refusal
 from fedward.common.locks import only_holder
-from fedward.common.supervision import log_to_stderr, until_signalled
+from fedward.common.logs import log_to_stderr
+from fedward.common.supervision import until_signalled
 
 _log = logging.getLogger(__name__)
 _LOCK_SECONDS = 5.0  # one that was killed just now may still be there

@@ -19,7 +19,7 @@ from fedward.client.app import STATE_FOLDER
 from fedward.client.frames import ASK, HEALTH, Request, pack_answer, unpack_request
 from fedward.client.state_folder import SOCKET, socket_address
 from fedward.common.errors import OutputRefused, PayloadRefused
-from fedward.common.files import canonical_json
+from fedward.common.logs import ANSWERED
 from fedward.common.reply_codes import REFUSED
 
 _WORKERS = 4
@@ -74,7 +74,7 @@ class DaemonService(grpc.GenericRpcHandler):
     def _timed(self, request: Request) -> RecordDict | Error:
         started = time.monotonic()
         answer = self._answer(request)
-        _log.info("%s", canonical_json(_entry(request, answer, time.monotonic() - started)).decode())
+        _log.info(ANSWERED, extra={"fields": _entry(request, answer, time.monotonic() - started)})
         return answer
 
     def _answer(self, request: Request) -> RecordDict | Error:
@@ -94,7 +94,7 @@ class DaemonService(grpc.GenericRpcHandler):
 def _entry(request: Request, answer: RecordDict | Error, seconds: float) -> dict[str, object]:
     """A line of the log: what kind of message, how long, and whether an error was its answer."""
     code = answer.code if isinstance(answer, Error) else 0
-    return {"event": "answered", "kind": request.kind, "seconds": round(seconds, 3), "error": code}
+    return {"kind": request.kind, "seconds": round(seconds, 3), "reply": code}
 
 
 def serve(service: DaemonService, folder: Path) -> grpc.Server:

@@ -269,7 +269,9 @@ def _shown(refusal: Refusal, private: tuple[str, ...]) -> Refusal:
     if isinstance(refusal, SPEAKING) and not any(text and text in sentence for text in private):
         return type(refusal)(sentence[:_LONGEST_SENTENCE])
     # Its sentence may name a file, or what stands in one; its name alone is public.
-    _logger.error("%s: %s", refusal.name, refusal)
+    _logger.error(
+        "a refusal's sentence was kept back", extra={"fields": {"refusal": refusal.name}}, exc_info=refusal
+    )
     return type(refusal)(SILENT)
 
 

@@ -25,6 +25,7 @@ from fedward.common.files import canonical_json, read_bounded, refused_output, w
 from fedward.common.ledger import Ledger
 
 LOG = Path("egress") / "ledger.jsonl"  # in a hospital's state folder
+COUNTS = "again.json"  # beside it
 LOG_HEAD = "egress"  # under which a charge keeps where the log ended: {entry, hash}
 PURPOSE = "egress"
 COPIES_WRITTEN = 8
@@ -164,7 +165,7 @@ def _counts_in(path: Path) -> Counts:
 
 
 def _path(ledger: Ledger) -> Path:
-    return ledger.path.with_name("again.json")
+    return ledger.path.with_name(COUNTS)
 
 
 def _key(kind: str, body: Mapping[str, Any]) -> bytes:

@@ -16,8 +16,9 @@ from fedward.client.gateway import HospitalGateway
 from fedward.client.membership import Membership, node_public_pem
 from fedward.common.errors import Refusal
 from fedward.common.instants import utc_now
+from fedward.common.logs import log_to_stderr
 from fedward.common.nginx import program
-from fedward.common.supervision import Program, log_to_stderr
+from fedward.common.supervision import Program
 
 SUPERNODE = "supernode"
 _LOOK_SECONDS, _AGAIN_SECONDS, _REFRESH_SECONDS = 1.0, 10.0, 3600.0
@@ -64,7 +65,10 @@ class MembershipWatch:
                 self._take_over(member)
                 self._next_refresh = now + _REFRESH_SECONDS
         except Refusal as refusal:
-            _log.warning("%s: %s", refusal.name, refusal)
+            _log.warning(
+                "the gateway was not taken over",
+                extra={"fields": {"refusal": refusal.name, "said": str(refusal)}},
+            )
             self._next_look = now + _AGAIN_SECONDS
 
     def _take_over(self, member: Membership) -> None:

@@ -25,7 +25,7 @@ from fedward.client.registry import Registry
 from fedward.client.replies import ReplyStore
 from fedward.client.round_keys import RoundKeys
 from fedward.client.spending import Charge
-from fedward.client.state_folder import PROFILE
+from fedward.client.state_folder import BUDGETS, PROFILE
 from fedward.client.training import LocalRound, train
 from fedward.common.codec import CODECS, Vector, decode, encode
 from fedward.common.config import MAXIMUM_DECLARED, LocalSettings, declared_count
@@ -37,7 +37,7 @@ from fedward.common.measure_messages import CODEC, MeasureReply, MeasureRequest
 from fedward.common.messages import ANCHOR, FISHER, LATENTS, TEACHER, TrainReply, TrainRequest
 from fedward.common.models import build_student, parameter_count, unflatten
 
-RECORDS, BUDGETS = "data.npz", "budget"
+RECORDS = "data.npz"
 _LONGEST_ROUND_SECONDS = 3600.0
 Req = TypeVar("Req", bound=Request)
 

@@ -33,6 +33,9 @@ def up(
     approve: Annotated[
         list[str] | None, typer.Option(help="SHA-256 of a further bundle whose runs may ask this hospital.")
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Of loopback, for Prometheus; off by default.")
+    ] = None,
 ) -> None:
     """Run this hospital's side of its studies, until SIGTERM or Ctrl-C; what dies is started again."""
     folder = require_hospital(_folder(state))
@@ -41,7 +44,7 @@ def up(
         raise SettingRefused("--root-certificates and --node-key belong to a trial: name --superlink too.")
     if uplink is None:
         Membership.load(folder)  # refused here, before this process becomes another
-    program = command(folder, uplink, approve or [])
+    program = command(folder, uplink, approve or [], metrics_port)
     os.execv(program[0], program)  # noqa: S606 - this very Python, with nothing of the commands loaded
 
 

@@ -8,23 +8,30 @@ at all.
 import argparse
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 from fedward.client.gateway_process import MembershipWatch, gateway_program
+from fedward.client.prometheus import HospitalMetrics
 from fedward.client.state_folder import SECRET_FILE, SITE_LOCK, require_hospital
 from fedward.client.uplink import Uplink, add_options, uplink_of
 from fedward.common.errors import Refusal
+from fedward.common.exposition import metrics_served
 from fedward.common.flower_tools import LOOPBACK, free_port, keep_secret, quiet_environment
 from fedward.common.locks import only_holder
-from fedward.common.supervision import Program, Supervisor, log_to_stderr, until_signalled
+from fedward.common.logs import log_to_stderr
+from fedward.common.supervision import Program, Supervisor, until_signalled
 
 _LOCK_SECONDS = 2.0
 
 
-def command(folder: Path, uplink: Uplink | None, approved: list[str]) -> list[str]:
+def command(
+    folder: Path, uplink: Uplink | None, approved: list[str], metrics_port: int | None = None
+) -> list[str]:
     """This module as a program: it loads neither torch nor the data, and stays small for months."""
     parts = [sys.executable, "-m", "fedward.client.site", "--state", str(folder)]
     parts += [] if uplink is None else uplink.options()
+    parts += [] if metrics_port is None else ["--metrics-port", str(metrics_port)]
     return parts + [part for bundle in approved for part in ("--approve", bundle)]
 
 
@@ -65,11 +72,16 @@ def main() -> int:
     parser.add_argument("--state", type=Path, required=True, help="The hospital's state folder.")
     add_options(parser)
     parser.add_argument("--approve", action="append", default=[], help="SHA-256 of a further bundle.")
+    parser.add_argument("--metrics-port", type=int, help="Of loopback, for Prometheus; off without it.")
     options = parser.parse_args()
     log_to_stderr()
     try:
         uplink = uplink_of(options, options.state) if options.superlink else None
-        run_site(options.state, uplink, options.approve, until_signalled())
+        with (
+            closing(HospitalMetrics(options.state)) as metrics,
+            metrics_served(options.metrics_port, metrics),
+        ):
+            run_site(options.state, uplink, options.approve, until_signalled())
     except Refusal as refusal:
         print(f"{refusal.name}: {refusal}", file=sys.stderr)
         return 1

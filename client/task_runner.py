@@ -59,8 +59,9 @@ from fedward.client.frames import Request
 from fedward.client.state_folder import NODE_ID, SECRET_FILE
 from fedward.common.errors import PayloadRefused
 from fedward.common.files import write_atomically
+from fedward.common.logs import log_to_stderr
 from fedward.common.reply_codes import NOT_APPROVED
-from fedward.common.supervision import log_to_stderr, until_signalled
+from fedward.common.supervision import until_signalled
 from fedward.common.thin_app import bundle, bundle_hash
 
 _COMPONENT = "flwr-clientapp"  # the SuperNode checks versions by these names
@@ -109,7 +110,10 @@ class TaskRunner:
                     pause = _PAUSE_SECONDS
                 except (httpx.HTTPError, ValueError) as error:
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                    _log.info("the SuperNode does not answer (%s); trying again", type(error).__name__)
+                    _log.info(
+                        "the SuperNode does not answer; trying again",
+                        extra={"fields": {"error": type(error).__name__}},
+                    )
                     continue
                 if taken.token:
                     self._begin(taken.token)
@@ -173,7 +177,7 @@ class TaskRunner:
     def _reply(self, task: PullTaskInputResponse, message: Message) -> Message:
         # Of the bytes, never the hash that stands beside them.
         if bundle_hash(task.fab.content) not in self._approved:
-            _log.warning("refused the bundle %s", bundle_hash(task.fab.content))
+            _log.warning("refused a bundle", extra={"fields": {"bundle": bundle_hash(task.fab.content)}})
             words = "The hospital has not approved the bundle that the run came with."
             return Message(Error(NOT_APPROVED, words), reply_to=message)
         try:
@@ -225,7 +229,7 @@ def _pull(
             backoff_cap=_LONGEST_PULL_PAUSE_SECONDS,
         )
     except ObjectPullError as error:
-        _log.info("a message did not come whole: %s", error)
+        _log.info("a message did not come whole", extra={"fields": {"error": type(error).__name__}})
         return None
     # A message without its content does not carry its id.
     message.metadata.__dict__["_message_id"] = tree.object_id

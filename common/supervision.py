@@ -81,12 +81,6 @@ class _Child:
         self.process = None
 
 
-def log_to_stderr() -> None:
-    """The log of a program that a supervisor runs; libraries may have set up another one."""
-    shown = "%(asctime)s %(levelname)s %(name)s %(message)s"
-    logging.basicConfig(level=logging.INFO, format=shown, force=True)
-
-
 def until_signalled() -> threading.Event:
     """An event that SIGTERM and Ctrl-C set, so that everything is ended in order."""
     until = threading.Event()
@@ -161,7 +155,10 @@ class Supervisor:
         changed = False
         for child in self._children.values():
             if child.process is not None and child.has_died:
-                _log.warning("%s ended with code %s", child.program.name, child.process.returncode)
+                _log.warning(
+                    "a process ended",
+                    extra={"fields": {"process": child.program.name, "code": child.process.returncode}},
+                )
                 child.bury()
                 self._end([self._children[name] for name in child.program.ends], _RESTART_SECONDS)
                 changed = True

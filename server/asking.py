@@ -6,6 +6,7 @@ was lost), of a daemon that is away, and a reply that does not prove itself are 
 asked again when it is back, and sends the reply that it stored.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from fedward.server.roster import Roster
 
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
+_BATCH = 16  # messages in memory at a time
 # What is said of a message or a node that is gone; a hospital's own refusals have another code.
 _PASSING = (
     ErrorCode.MESSAGE_UNAVAILABLE,
@@ -55,7 +57,8 @@ class Asking:
         """Push messages and yield replies as they come, one in memory at a time, until the round closes."""
         deadline = time.monotonic() + self.seconds
         looked = time.monotonic()
-        self._push(list(messages))
+        for batch in _batches(messages):
+            self._push(batch)
         while self._is_open():
             before = set(self._waiting)
             for message_id in list(self._waiting):
@@ -118,3 +121,9 @@ class Asking:
         for message in messages:
             message.metadata.ttl = max(1.0, left)
         self._push(messages)
+
+
+def _batches(messages: Iterable[Message]) -> Iterator[list[Message]]:
+    left = iter(messages)
+    while batch := list(itertools.islice(left, _BATCH)):
+        yield batch

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedward.common.errors import Refusal
 from fedward.common.instants import utc_now
-from fedward.common.supervision import log_to_stderr
+from fedward.common.logs import log_to_stderr
 from fedward.server.coordinator import PROFILE, Coordinator
 from fedward.server.gateway import CoordinatorGateway
 from fedward.server.sites import SITES
@@ -48,7 +48,10 @@ class GatewayRefresh:
         try:
             is_running = self._refresh()
         except Refusal as refusal:
-            _log.warning("%s: %s", refusal.name, refusal)
+            _log.warning(
+                "the gateway was not taken over",
+                extra={"fields": {"refusal": refusal.name, "said": str(refusal)}},
+            )
             self._next_look = now + _AGAIN_SECONDS
             return
         if is_running:

@@ -90,7 +90,7 @@ class Launcher:
         said = "" if self._publishing is None else self._publishing.look(folder)
         run.is_over = said is not None
         if said:
-            _log.warning("%s: %s", folder.path, said)
+            _log.warning("a run ended", extra={"fields": {"study": folder.path.name, "said": said}})
         self._say(order, RUNNING if said is None else REFUSED if said else FINISHED, run, said or "")
 
     def _keep_running(self, order: Order, run: _Run, folder: StudyFolder) -> None:
@@ -118,7 +118,7 @@ class Launcher:
             self._say(order, WAITING, run, f"{refusal.name}: {refusal}")
             return
         run.started, run.was_held = time.monotonic(), False
-        _log.info("run %s of %s is started", run.run_id, folder.path)
+        _log.info("a run is started", extra={"fields": {"run": run.run_id, "study": folder.path.name}})
         self._say(order, RUNNING, run)
 
     def _ended(self, order: Order, run: _Run, folder: StudyFolder) -> None:
@@ -135,7 +135,12 @@ class Launcher:
         if refusals:
             said = f"{refusals[-1]['name']}: {refusals[-1]['message']}"
             run.is_over = refusals[-1]["name"] not in _PASSING
-        _log.warning("%s: %s", folder.path, said)
+        _log.warning(
+            "a run ended",
+            extra={
+                "fields": {"study": folder.path.name, "refusal": refusals[-1]["name"] if refusals else ""}
+            },
+        )
         self._pause(run)
         self._say(order, REFUSED if run.is_over else WAITING, run, said)
 

@@ -120,7 +120,7 @@ class Measurement:
             QuorumMissed: fewer usable ones than the quorum.
         """
         for reply in replies:
-            hospital = sender_of(reply, self._nodes, self._messages)
+            hospital = sender_of(reply, self._nodes, (one.metadata for one in self._messages))
             if hospital is None:
                 self._lost.append(stranger(reply))
             else:

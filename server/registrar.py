@@ -39,7 +39,10 @@ class Registrar:
                 return
             self._agree(wanted)
         except Refusal as refusal:
-            _log.warning("%s: %s", refusal.name, refusal)
+            _log.warning(
+                "the nodes' keys were not registered",
+                extra={"fields": {"refusal": refusal.name, "said": str(refusal)}},
+            )
             self._next_look = now + _AGAIN_SECONDS if self._done is not None else self._next_look
             return
         self._done, self._next_check = wanted, now + _RECHECK_SECONDS

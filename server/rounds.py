@@ -28,6 +28,7 @@ from fedward.server.measuring import Measurement, keep
 from fedward.server.post import Post
 from fedward.server.reference import halve, measure
 from fedward.server.roster import Roster, enrol
+from fedward.server.spent import spent_after
 from fedward.server.strategy import FedwardAvg, released_latents
 from fedward.server.study_folder import StudyFolder
 
@@ -67,8 +68,8 @@ def run_rounds(grid: Grid, folder: StudyFolder, coordinator: Path | None = None)
     arrays = strategy.arrays()
     for server_round in range(progress.server_round + 1, study.rounds + 1):
         started, before = time.monotonic(), (post.received, post.sent)
-        folder.note("round", round=server_round)
         roster.look()
+        folder.note("round", round=server_round, online=sorted(roster.online))
         messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
         asking = Asking(post, roster, strategy.question, strategy.needs_more, study.round_timeout)
         new_arrays, _ = strategy.aggregate_train(server_round, asking.replies(messages))
@@ -77,7 +78,7 @@ def run_rounds(grid: Grid, folder: StudyFolder, coordinator: Path | None = None)
         row = _row(strategy, server_round, traffic, time.monotonic() - started, evaluation)
         strategy.progress.history.append(row)
         save_checkpoint(folder.checkpoint, strategy.progress, study)
-        folder.note("closed", **row)
+        folder.note("closed", **row, epsilon=spent_after(study, server_round))
     if not _is_measured(folder, study):
         _measure(post, folder, study, strategy.progress, roster)
     return released_latents(strategy.progress, study)
@@ -102,7 +103,10 @@ def _measure(post: Post, folder: StudyFolder, study: Study, progress: Progress, 
     found = measurement.aggregate(asking.replies(messages))
     found = replace(found, uplink_bytes=post.received - before[0], downlink_bytes=post.sent - before[1])
     keep(folder, study, progress, measurement, found)
-    folder.note("measured", uplink_bytes=found.uplink_bytes, downlink_bytes=found.downlink_bytes)
+    cost = spent_after(study, study.rounds, is_measured=True)
+    folder.note(
+        "measured", uplink_bytes=found.uplink_bytes, downlink_bytes=found.downlink_bytes, epsilon=cost
+    )
 
 
 def _fixed_vectors(folder: StudyFolder, study: Study) -> dict[str, Vector]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from flwr.app import Message
+from flwr.app import Message, Metadata
 
 from fedward.common.config import EnrolledHospital
 from fedward.common.errors import Refusal
@@ -33,13 +33,13 @@ class LostReply:
 
 
 def sender_of(
-    reply: Message, nodes: dict[int, EnrolledHospital], messages: Iterable[Message]
+    reply: Message, nodes: dict[int, EnrolledHospital], asked: Iterable[Metadata]
 ) -> EnrolledHospital | None:
     """Who replied; Flower's own errors come from its SuperLink, so they are known by what was asked."""
-    node_id, asked = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
+    node_id, question = reply.metadata.src_node_id, reply.metadata.reply_to_message_id
     if reply.has_error() and node_id not in nodes:
         # A message has its id once it is pushed.
-        of_question = (m.metadata.dst_node_id for m in messages if m.metadata.message_id == asked)
+        of_question = (one.dst_node_id for one in asked if one.message_id == question)
         node_id = next(of_question, node_id)
     return nodes.get(node_id)
 

@@ -9,7 +9,16 @@ and takes one reply at a time, and that a quorum closes a round. An optional ser
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
@@ -76,7 +85,7 @@ class FedwardAvg(FedAvg):
         self._on_reply = on_reply
         self._sent: Vector = progress.latents
         self._record = RecordDict()
-        self._messages: list[Message] = []
+        self._asked: list[Metadata] = []  # not the messages: a thousand would lie here for a round
         self._anchors: dict[str, str] = {}
 
     def arrays(self) -> ArrayRecord:
@@ -87,7 +96,10 @@ class FedwardAvg(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One TRAIN message to every enrolled hospital that is connected, each with its own last anchor."""
+        """One TRAIN message to every enrolled hospital that is connected, each with its own last anchor.
+
+        They are made as they are taken.
+        """
         study = self.study
         request = TrainRequest(
             study.name,
@@ -103,8 +115,8 @@ class FedwardAvg(FedAvg):
         connected = set(grid.get_node_ids())
         speaking = speakers(self._nodes, connected)
         self.lost = not_connected(study.hospitals, speaking)
-        self._record, self._messages, self.usable = record, [], 0
-        return [self.question(node_id) for node_id in speaking.values()]
+        self._record, self._asked, self.usable = record, [], 0
+        return (self.question(node_id) for node_id in speaking.values())
 
     def question(self, node_id: int) -> Message:
         """This round's TRAIN message to one node; it ends with the round, wherever it is then."""
@@ -112,7 +124,7 @@ class FedwardAvg(FedAvg):
         record = addressed(self._record, anchor)
         (message,) = self._construct_messages(record, [node_id], MessageType.TRAIN)
         message.metadata.ttl = self.study.round_timeout
-        self._messages.append(message)
+        self._asked.append(message.metadata)
         return message
 
     def needs_more(self) -> bool:
@@ -132,7 +144,7 @@ class FedwardAvg(FedAvg):
         answered: set[str] = set()
         self._anchors = {}
         for reply in replies:
-            hospital = sender_of(reply, self._nodes, self._messages)
+            hospital = sender_of(reply, self._nodes, self._asked)
             if hospital is None:
                 self.lost.append(stranger(reply))
             else:

@@ -9,13 +9,16 @@ import typer
 
 from fedward.common import errors
 from fedward.common.errors import EngineFailed, Refusal
+from fedward.common.exposition import metrics_served
 from fedward.common.files import config_folder
+from fedward.common.logs import log_to_stderr
 from fedward.common.printing import unmistakable
-from fedward.common.supervision import is_alive, log_to_stderr, read_processes, until_signalled
+from fedward.common.supervision import is_alive, read_processes, until_signalled
 from fedward.server.checkpoint import load_checkpoint
 from fedward.server.orders import FINISHED, REFUSED, STOPPED, Order, Orders
 from fedward.server.processes import run_coordinator
 from fedward.server.progress import read_events
+from fedward.server.prometheus import CoordinatorMetrics
 from fedward.server.study_folder import PROGRESS, StudyFolder
 
 _LOOK_SECONDS = 0.5
@@ -32,10 +35,14 @@ def up(
         int | None,
         typer.Option(help="For a trial on loopback without a federation: SuperLink's port, without TLS."),
     ] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Of loopback, for Prometheus; off by default.")
+    ] = None,
 ) -> None:
     """Run the coordinator, its gateway and its studies, until SIGTERM or Ctrl-C; what dies is restarted."""
     log_to_stderr()
-    run_coordinator(_folder(state), until_signalled(), trial_port)
+    with metrics_served(metrics_port, CoordinatorMetrics(_folder(state))):
+        run_coordinator(_folder(state), until_signalled(), trial_port)
 
 
 def start(study: StudyPath, state: State = None, wait: Wait = False, as_json: AsJson = False) -> None:

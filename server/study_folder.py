@@ -20,6 +20,7 @@ from fedward.common.config import Study
 from fedward.common.datasets import Split, read_split, save_npz
 from fedward.common.errors import CheckpointRefused, OutputRefused, SettingRefused
 from fedward.common.files import canonical_json, make_folder, read_bounded, refused_output, write_atomically
+from fedward.common.instants import spelled, utc_now
 from fedward.common.locks import only_holder
 
 _LIMIT = 64 << 20
@@ -127,7 +128,7 @@ class StudyFolder:
 
     def note(self, event: str, **fields: Any) -> None:
         """Append a line for whoever watches; it is no record of anything, so it is not synced."""
-        line = canonical_json({"event": event, **fields}) + b"\n"
+        line = canonical_json({"event": event, "time": spelled(utc_now()), **fields}) + b"\n"
         try:
             descriptor = os.open(self.path / PROGRESS, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             with open(descriptor, "ab", buffering=0) as file:

@@ -20,7 +20,7 @@ from fedward.client.app import app as client_app
 from fedward.common.thin_app import STUDY_FOLDER
 from fedward.server.app import app as server_app
 
-_SERVER_NODE = 1
+SERVER_NODE = 1
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +38,7 @@ class InProcessGrid(Grid):
     ) -> None:
         """Connect the nodes."""
         # Flower stamps messages with the identity of the task that its own launchers set.
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, _SERVER_NODE
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SERVER_NODE
         self._app = app
         self._ids = itertools.count(1)
         self._pending: dict[str, Message] = {}
@@ -113,7 +113,7 @@ class InProcessGrid(Grid):
 
 def _unavailable(message_id: str) -> Message:
     """What Flower's SuperLink says, in its own name, of a message that it does not have."""
-    question = Message(RecordDict(), _SERVER_NODE, MessageType.QUERY)
+    question = Message(RecordDict(), SERVER_NODE, MessageType.QUERY)
     question.metadata.__dict__["_message_id"] = message_id
     return Message(Error(ErrorCode.MESSAGE_UNAVAILABLE), reply_to=question)
 
@@ -127,6 +127,6 @@ def run_in_process(folder: Path, hospitals: int) -> None:
     run_config: dict[str, bool | float | int | str] = {STUDY_FOLDER: str(folder)}
     grid = InProcessGrid(client_app, hospitals, run_config)
     context = Context(
-        run_id=1, node_id=_SERVER_NODE, node_config={}, state=RecordDict(), run_config=run_config
+        run_id=1, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config=run_config
     )
     server_app(grid, context)

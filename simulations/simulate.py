@@ -20,6 +20,7 @@ from fedward.common.signing import ensure_default_keys
 from fedward.common.trust import load_trust
 from fedward.server.checkpoint import load_checkpoint
 from fedward.server.release import SitePrivacy, final_latents, make_release
+from fedward.server.spent import spent_after
 from fedward.server.study_folder import StudyFolder
 from fedward.simulations.comparison import compare
 from fedward.simulations.evaluation import REPORT_IMAGES, hospital_entries, metrics_of, release_entry
@@ -30,7 +31,7 @@ from fedward.simulations.metrics_file import check_metrics, write_metrics
 from fedward.simulations.prepare import Simulation
 from fedward.simulations.report import ReportDetails, write_report
 from fedward.simulations.run_folder import HOSPITALS, METRICS, PROGRESS, REPORT
-from fedward.simulations.watching import progress_bars, spent_after
+from fedward.simulations.watching import progress_bars
 
 _METRICS_LIMIT = 256 << 20  # bytes
 

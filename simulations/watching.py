@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedward.common.config import Study
-from fedward.common.mechanisms import Mechanism
-from fedward.common.privacy import epsilon
 from fedward.server.progress import read_events
+from fedward.server.spent import spent_after
 from fedward.simulations.wording import spent
 
 _SECONDS = 0.2
@@ -48,15 +47,6 @@ class _Watcher:
         cost = spent_after(self._study, row["round"])
         budget = "no privacy" if cost is None else f"epsilon {spent(cost)} of {self._study.target_epsilon:g}"
         return f"{auc}{budget}{lost}"
-
-
-def spent_after(study: Study, rounds: int) -> float | None:
-    """Epsilon after so many rounds, by PRV; None without privacy."""
-    if study.target_epsilon is None:
-        return None
-    local = study.local
-    steps = Mechanism(local.noise_multiplier, local.sample_rate, local.local_steps * rounds)
-    return epsilon([steps], local.target_delta)
 
 
 @contextmanager

@@ -104,7 +104,8 @@ def test_a_policy_with_a_slip_answers_nothing_and_tells_nobody_what_stands_in_it
             call()
         assert "Miller" not in str(caught.value)
         assert str(site) not in str(caught.value)
-    assert "Mrs_Miller" in caplog.text
+    assert [record.fields for record in caplog.records] == [{"refusal": "PolicyRefused"}] * 2
+    assert "Miller" not in caplog.text
 
 
 def test_a_name_that_may_not_leave_does_not_enrol(site: Path) -> None:

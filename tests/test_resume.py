@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from fedward.client import hospital
-from fedward.client.hospital import BUDGETS, open_hospital
+from fedward.client.hospital import open_hospital
 from fedward.client.registry import Registry
+from fedward.client.state_folder import BUDGETS
 from fedward.common.errors import DatasetRefused
 from fedward.common.mechanisms import Mechanism
 from fedward.common.privacy import epsilon

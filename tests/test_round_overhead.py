@@ -11,10 +11,11 @@ from fedward.simulations.studies.round_overhead import _answers, make_federation
 
 def test_answers_are_read_in_order_and_other_lines_passed_over(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(
-        '2026 INFO x {"error":0,"event":"answered","kind":"query","seconds":9.0}\n'
-        '2026 INFO x {"error":0,"event":"answered","kind":"train","seconds":0.5}\n'
-        "2026 INFO the daemon is up\n"
-        '2026 INFO x {"error":0,"event":"answered","kind":"train","seconds":0.25}\n'
+        '{"event":"a message was answered","kind":"query","reply":0,"seconds":9.0}\n'
+        '{"event":"a message was answered","kind":"train","reply":0,"seconds":0.5}\n'
+        '{"event":"the daemon is up"}\n'
+        "what a library printed {\n"
+        '{"event":"a message was answered","kind":"train","reply":0,"seconds":0.25}\n'
     )
     assert _answers(tmp_path / "log") == [0.5, 0.25]
 

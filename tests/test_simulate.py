@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedward.client.hospital import BUDGETS
 from fedward.client.registry import Registry
+from fedward.client.state_folder import BUDGETS
 from fedward.common.bundle import Bundle, read_bundle
 from fedward.common.manifest import release_digest
 from fedward.common.trust import load_trust

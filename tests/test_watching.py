@@ -14,7 +14,9 @@ from rich.console import Console
 from fedward.common.config import LocalSettings, Study
 from fedward.common.mechanisms import Mechanism
 from fedward.common.privacy import epsilon
-from fedward.simulations.watching import progress_bars, read_events, spent_after
+from fedward.server.progress import read_events
+from fedward.server.spent import spent_after
+from fedward.simulations.watching import progress_bars
 
 
 @pytest.fixture(scope="module")
