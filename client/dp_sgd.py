@@ -109,7 +109,9 @@ class KeyedDPOptimizer(DPOptimizer):  # type: ignore[misc]
             parameter.grad_sample = gradient
         self.signal_skip_step(do_skip=not is_last)
         self.step()
-        for parameter in self.params:  # not `zero_grad`: it also writes zeros where the next step writes anyway
+        for (
+            parameter
+        ) in self.params:  # not `zero_grad`: it also writes zeros where the next step writes anyway
             parameter.grad_sample = None
             if is_last:
                 parameter.summed_grad = None
@@ -129,7 +131,7 @@ class KeyedDPOptimizer(DPOptimizer):  # type: ignore[misc]
     def _sum(self, gradient: Tensor, divisors: Tensor) -> Tensor:
         """The exact sum of units cut to the grid, float64 (values,); block by block while it is in cache."""
         sums = []
-        for block, own in zip(gradient.split(_EXACT), divisors.split(_EXACT), strict=True):
+        for block, own in zip(torch.split(gradient, _EXACT), torch.split(divisors, _EXACT), strict=True):
             torch.div(block, own, rounding_mode="trunc", out=block)
             sums.append(block.new_full((len(block),), self._grid) @ block)
         return torch.stack(sums).sum(dim=0, dtype=torch.float64)
