@@ -109,7 +109,12 @@ class KeyedDPOptimizer(DPOptimizer):  # type: ignore[misc]
             parameter.grad_sample = gradient
         self.signal_skip_step(do_skip=not is_last)
         self.step()
-        self.zero_grad()
+        for (
+            parameter
+        ) in self.params:  # not `zero_grad`: it also writes zeros where the next step writes anyway
+            parameter.grad_sample = None
+            if is_last:
+                parameter.summed_grad = None
 
     def clip_and_accumulate(self) -> None:
         """Clip units, cut them to the grid, and add them to the running sum; they are overwritten."""
@@ -121,9 +126,15 @@ class KeyedDPOptimizer(DPOptimizer):  # type: ignore[misc]
         gradients = [_rows(parameters) for parameters in groups]
         divisors = self._divisors(gradients)
         for parameters, gradient in zip(groups, gradients, strict=True):
-            torch.div(gradient, divisors, rounding_mode="trunc", out=gradient)
-            for block in torch.split(gradient, _EXACT):
-                self._add(parameters, block.new_full((len(block),), self._grid) @ block)
+            self._add(parameters, self._sum(gradient, divisors))
+
+    def _sum(self, gradient: Tensor, divisors: Tensor) -> Tensor:
+        """The exact sum of units cut to the grid, float64 (values,); block by block while it is in cache."""
+        sums = []
+        for block, own in zip(torch.split(gradient, _EXACT), torch.split(divisors, _EXACT), strict=True):
+            torch.div(block, own, rounding_mode="trunc", out=block)
+            sums.append(block.new_full((len(block),), self._grid) @ block)
+        return torch.stack(sums).sum(dim=0, dtype=torch.float64)
 
     def _add(self, parameters: Sequence[Any], multiples: Tensor) -> None:
         """Add multiples of the grid, (values of all parameters,), which float64 does without rounding."""

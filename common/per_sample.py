@@ -109,7 +109,8 @@ def _group_norm(layer: nn.GroupNorm, inputs: Tensor, grad: Tensor, units: int) -
     by_row = torch.ops.aten.native_group_norm_backward(
         grad.contiguous(), inputs, mean, scale, grad.new_ones(rows * channels), *together, (False, True, True)
     )[1:]
-    gradients = [part.view(units, -1, channels).sum(dim=1) for part in by_row]
+    gradients = [part.view(units, -1, channels) for part in by_row]
+    gradients = [part[:, 0] if rows == units else part.sum(dim=1) for part in gradients]
     return gradients[:1] if layer.bias is None else gradients
 
 

@@ -90,11 +90,15 @@ class KeyedGenerator:
         draws lie 2^-53 apart: coarser ones would skip values of the noise grid, which would then tell
         what the sum is not. The tail ends at 13 standard deviations, with a mass of 2^-127 beyond.
         """
-        words = self.words(2 * count).reshape(count, 2)
-        high, half = words[:, 0], words[:, 1].astype(np.float64)
+        drawn = self._next(16 * count)
+        high = np.frombuffer(drawn, dtype="<u8")[::2].astype(np.uint64, copy=False)
+        low = np.frombuffer(drawn, dtype="<u4").reshape(count, 4)[:, 2:]
+        half = low[:, 1].astype(np.float64)
+        half *= 2.0**32
+        half += low[:, 0]  # rounds once, as a 64-bit word's own conversion does, which takes thrice as long
         half += 0.5
         half *= 2.0**-64
-        half += high >> np.uint64(1)
+        half += (high >> np.uint64(1)).view(np.int64)
         half *= 2.0**-64
         np.minimum(half, 0.5, out=half)
         ndtri(half, out=half)

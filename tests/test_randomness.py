@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.special import ndtri
 
 from fedward.common import randomness
 from fedward.common.randomness import KEY_BYTES, KeyedGenerator
@@ -121,10 +122,10 @@ def test_the_key_digest_names_the_key_and_does_not_show_it() -> None:
 def test_uniforms_stay_inside_the_open_interval_for_every_word(
     word: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def words(self: KeyedGenerator, count: int) -> np.ndarray:
-        return np.full(count, word, np.uint64)
+    def stream(self: KeyedGenerator, count: int) -> bytearray:
+        return bytearray(word.to_bytes(8, "little") * (count // 8))
 
-    monkeypatch.setattr(KeyedGenerator, "words", words)
+    monkeypatch.setattr(KeyedGenerator, "_next", stream)
     generator = fixed()
     assert 0.0 < generator.uniform(1)[0] < 1.0
     assert math.isfinite(generator.normal(1)[0])
@@ -145,6 +146,30 @@ def test_normals_are_standard_and_uncorrelated() -> None:
     assert stats.kstest(draws, "norm").pvalue > 0.01
     assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.03
     assert np.abs(draws).max() > 3.5
+
+
+def test_a_normal_is_the_quantile_of_its_two_words_to_the_last_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    edges = [
+        0,
+        1,
+        2**53 + 1,
+        2**53 + 3,
+        2**54 + 6,
+        2**63,
+        2**63 + 1024,
+        2**63 + 3072,
+        2**64 - 1025,
+        2**64 - 1,
+    ]
+    rng = np.random.default_rng(0).integers(0, 2**64, 2000, np.uint64)
+    words = np.concatenate([np.array([[a, b] for a in edges for b in edges], np.uint64), rng.reshape(-1, 2)])
+    generator = fixed()
+    monkeypatch.setattr(generator, "_next", lambda count: bytearray(words.astype("<u8").tobytes()))
+    lows = np.array([float(int(low)) for low in words[:, 1]])  # Python rounds to nearest, ties to even
+    halves = [float(int(high) >> 1) for high in words[:, 0]]
+    quantiles = ndtri(np.minimum(((lows + 0.5) * 2.0**-64 + halves) * 2.0**-64, 0.5))
+    expected = np.where(words[:, 0] & np.uint64(1), quantiles, -quantiles)
+    assert np.array_equal(generator.normal(len(words)), expected)
 
 
 def test_normals_of_two_purposes_are_uncorrelated() -> None:
