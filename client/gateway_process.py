@@ -60,21 +60,26 @@ class MembershipWatch:
         self._next_look = now + _LOOK_SECONDS
         try:
             member = Membership.load(self._folder)
-            if member.folder != self._place or now >= self._next_refresh:
-                self._take_over(member)
-                self._next_refresh = now + _REFRESH_SECONDS
+            self._renew_node(member)
+            if (member.folder != self._place or now >= self._next_refresh) and self._take_over():
+                self._place, self._next_refresh = member.folder, now + _REFRESH_SECONDS
         except Refusal as refusal:
             _log.warning("%s: %s", refusal.name, refusal)
             self._next_look = now + _AGAIN_SECONDS
 
-    def _take_over(self, member: Membership) -> None:
+    def _take_over(self) -> bool:
+        """Says whether a gateway runs; one that is just being started may have read what counted before."""
+        if self._gateway.nginx.pid is None:
+            return False
         self._gateway.refresh(utc_now())
         self._gateway.nginx.rotate_logs()
+        return True
+
+    def _renew_node(self, member: Membership) -> None:
         if (node := node_public_pem(member.node_key)) != self._node:
             _log.info("the node has a new key")
             self._restart(SUPERNODE)
             self._node = node
-        self._place = member.folder
 
 
 def main() -> int:

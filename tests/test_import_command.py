@@ -1,4 +1,4 @@
-"""`fedward hospital init` makes a hospital that allows nothing by itself, and `join` declares what it holds."""
+"""`fedward hospital init` makes a hospital that allows nothing by itself; `join` declares what it holds."""
 
 import json
 from collections.abc import Callable
