@@ -80,7 +80,7 @@ def test_from_empty_folders_to_a_release_that_a_device_accepts(
         running.enter_context(up(sites, folder))
         typed("coordinator", "start", study, *at_office)
         for state in hospitals:
-            wait_for((state / "studies.json").exists)
+            wait_for((state / "studies.json").exists, 300)
             typed("hospital", "approve", "study", "--state", state)
         wait_for(lambda: _state(coordinator) == FINISHED, 300)
         told = typed("hospital", "fetch", "--state", hospitals[1])

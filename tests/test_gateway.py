@@ -687,6 +687,28 @@ def test_a_renewal_is_taken_over_by_what_runs_and_by_a_gateway_that_was_just_sta
         gateway.stop()
 
 
+def test_a_coordinator_that_moved_to_another_address_is_found_again(
+    newcomer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nginx looks a name up once: a new process of it looks again."""
+    monkeypatch.setattr(gateway_process, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(gateway_process, "_LOOKUP_SECONDS", 0.0)
+    gateway = HospitalGateway(newcomer.state, free_port())
+    gateway.start(utc_now())
+    try:
+        watch = MembershipWatch(newcomer.state, gateway.port, pytest.fail)
+        workers = gateway.nginx._workers()
+        for found in (frozenset[str](), watch._addresses):  # no answer, and the same
+            monkeypatch.setattr(gateway_process, "addresses", lambda _, found=found: found)
+            watch.tick()
+        assert gateway.nginx._workers() == workers
+        monkeypatch.setattr(gateway_process, "addresses", lambda _: frozenset({"192.0.2.1"}))
+        watch.tick()
+        assert not gateway.nginx._workers() & workers
+    finally:
+        gateway.stop()
+
+
 def test_the_coordinators_gateway_takes_up_a_site_that_no_command_told_it_of(
     world: World, tmp_path: Path, make_coordinator: Callable[..., Coordinator]
 ) -> None:
