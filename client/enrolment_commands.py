@@ -93,6 +93,8 @@ def accept(
                 f"certificate is good until {told['expires']}: run `fedward hospital renew` a month before."
             )
         )
+        if not is_taken_over:
+            typer.echo("Next: `fedward hospital up`, where it does not run already.")
 
 
 def _declared(folder: Path, name: str | None, images: int | None) -> tuple[str, int]:

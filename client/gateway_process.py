@@ -7,6 +7,7 @@ It writes the configuration and becomes nginx. Whoever watches it is told of its
 
 import argparse
 import logging
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from fedward.common.nginx import program
 from fedward.common.supervision import Program
 
 SUPERNODE = "supernode"
-_LOOK_SECONDS, _AGAIN_SECONDS, _REFRESH_SECONDS = 1.0, 10.0, 3600.0
+_LOOK_SECONDS, _AGAIN_SECONDS, _LOOKUP_SECONDS, _REFRESH_SECONDS = 1.0, 10.0, 60.0, 3600.0
 _log = logging.getLogger(__name__)
 
 
@@ -38,8 +39,20 @@ def gateway_program(folder: Path, port: int) -> Program:
     return Program("gateway", [*own, "--state", str(folder), "--port", str(port)])
 
 
+def addresses(member: Membership) -> frozenset[str]:
+    """Where the coordinator's name leads now; empty where the name server does not say."""
+    try:
+        found = socket.getaddrinfo(member.federation.host, member.federation.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return frozenset()
+    return frozenset(str(entry[4][0]) for entry in found)
+
+
 class MembershipWatch:
     """Has the processes take over a renewed place: the gateway its certificate, the SuperNode its key.
+
+    nginx looks a name up once, when it reads its configuration: so where the coordinator's addresses change,
+    it is made to read it again.
 
     Only a new node's key restarts the SuperNode; the round that it was in is asked again, and answered with
     the reply that the daemon stored. Each hour the gateway drops authorities that ended.
@@ -51,7 +64,9 @@ class MembershipWatch:
         self._gateway = HospitalGateway(folder, port)
         self._place = Membership.load(folder).folder
         self._node = node_public_pem(Membership.load(folder).node_key)
+        self._addresses = addresses(Membership.load(folder))
         self._next_look, self._next_refresh = 0.0, time.monotonic() + _REFRESH_SECONDS
+        self._next_lookup = time.monotonic() + _LOOKUP_SECONDS
 
     def tick(self) -> None:
         """Look, at most once a second; a refusal is logged, and tried again."""
@@ -61,9 +76,12 @@ class MembershipWatch:
         self._next_look = now + _LOOK_SECONDS
         try:
             member = Membership.load(self._folder)
-            if member.folder != self._place or now >= self._next_refresh:
-                self._take_over(member)
-                self._next_refresh = now + _REFRESH_SECONDS
+            self._renew_node(member)
+            if now >= self._next_lookup:
+                self._follow_name(member)
+                self._next_lookup = time.monotonic() + _LOOKUP_SECONDS
+            if (member.folder != self._place or now >= self._next_refresh) and self._take_over():
+                self._place, self._next_refresh = member.folder, now + _REFRESH_SECONDS
         except Refusal as refusal:
             _log.warning(
                 "the gateway was not taken over",
@@ -71,14 +89,25 @@ class MembershipWatch:
             )
             self._next_look = now + _AGAIN_SECONDS
 
-    def _take_over(self, member: Membership) -> None:
+    def _take_over(self) -> bool:
+        """Says whether a gateway runs; one that is just being started may have read what counted before."""
+        if self._gateway.nginx.pid is None:
+            return False
         self._gateway.refresh(utc_now())
         self._gateway.nginx.rotate_logs()
+        return True
+
+    def _follow_name(self, member: Membership) -> None:
+        found = addresses(member)
+        if found and found != self._addresses and self._gateway.nginx.pid is not None:
+            self._gateway.nginx.reload()
+            self._addresses = found
+
+    def _renew_node(self, member: Membership) -> None:
         if (node := node_public_pem(member.node_key)) != self._node:
             _log.info("the node has a new key")
             self._restart(SUPERNODE)
             self._node = node
-        self._place = member.folder
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """`logs` and `unit`, which both sides have."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from fedward.common.log_files import chosen, follow, last_lines
 from fedward.common.printing import printable
 from fedward.common.units import unit
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Flower colours its logs, also where nobody sees it
 _State = Annotated[Path | None, typer.Option(help="The state folder.")]
 
 
@@ -48,4 +50,4 @@ def unit_of(side: str) -> Callable[..., None]:
 
 
 def _say(name: str, line: str) -> None:
-    typer.echo(printable(f"{name}: {line}"))
+    typer.echo(printable(f"{name}: {_COLOUR.sub('', line)}"))

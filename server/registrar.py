@@ -7,6 +7,8 @@ gateway and SuperLink each refuse by themselves.
 
 import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from fedward.common.errors import Refusal
@@ -25,6 +27,7 @@ class Registrar:
         """Prepare; nothing is asked yet."""
         self._folder, self._control = folder, control
         self._done: frozenset[bytes] | None = None
+        self._said = ""
         self._next_look = self._next_check = 0.0
 
     def tick(self) -> None:
@@ -39,13 +42,24 @@ class Registrar:
                 return
             self._agree(wanted)
         except Refusal as refusal:
+<<<<<<< HEAD
             _log.warning(
                 "the nodes' keys were not registered",
                 extra={"fields": {"refusal": refusal.name, "said": str(refusal)}},
             )
+=======
+            self._say(f"{refusal.name}: {refusal}")
+>>>>>>> wG
             self._next_look = now + _AGAIN_SECONDS if self._done is not None else self._next_look
             return
         self._done, self._next_check = wanted, now + _RECHECK_SECONDS
+        self._said = ""
+
+    def _say(self, said: str) -> None:
+        """Once, though it is tried each second while SuperLink starts."""
+        if said != self._said:
+            _log.warning("%s", said)
+        self._said = said
 
     def _wanted(self) -> frozenset[bytes]:
         moment = utc_now()
@@ -55,7 +69,17 @@ class Registrar:
 
     def _agree(self, wanted: frozenset[bytes]) -> None:
         known = self._control.nodes()
-        for key in wanted - known.keys():
-            self._control.register(key)
-        for key in known.keys() - wanted:
-            self._control.unregister(known[key])
+        steps = [partial(self._control.register, key) for key in wanted - known.keys()]
+        steps += [partial(self._control.unregister, known[key]) for key in known.keys() - wanted]
+        refused = [refusal for step in steps if (refusal := _tried(step)) is not None]
+        if refused:
+            raise refused[0]
+
+
+def _tried(step: Callable[[], None]) -> Refusal | None:
+    """One key that SuperLink does not take must not keep the others out."""
+    try:
+        step()
+    except Refusal as refusal:
+        return refusal
+    return None

@@ -91,7 +91,7 @@ def up(commands: Sequence[Sequence[str]], logs: Path) -> Iterator[None]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with contextlib.ExitStack() as running:
         for number, command in enumerate(commands):
-            log = running.enter_context((logs / f"up-{number}.log").open("wb"))
+            log = running.enter_context((logs / f"{command[0]}-{number}.log").open("wb"))
             process = subprocess.Popen(
                 [*COMMAND, *command], stdout=log, stderr=subprocess.STDOUT, env=environment
             )

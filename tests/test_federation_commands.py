@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,19 @@ def test_from_empty_folders_to_a_release_that_a_device_accepts(
     hospitals = [folder / f"h{number}" for number in range(len(NAMES))]
     at_office = ("--state", coordinator)
     found(coordinator)
-    for number, (name, state) in enumerate(zip(NAMES, hospitals, strict=True)):
-        data = ("--data", folder / f"{number}.npz", "--classes", 2, "--epsilon", 20)
-        typed("hospital", "init", "--name", name, *data, "--state", state)
-        let_in(coordinator, state)
-    typed("coordinator", "plan", study, "--reference", public, *SETTINGS, *at_office)
-    processes = [["coordinator", "up", "--state", str(coordinator)]]
-    processes += [["hospital", "up", "--state", str(state)] for state in hospitals]
-    with up(processes, folder):
+    office = [["coordinator", "up", "--state", str(coordinator)]]
+    sites = [["hospital", "up", "--state", str(state)] for state in hospitals]
+    with ExitStack() as running:
+        running.enter_context(up(office, folder))
+        for number, (name, state) in enumerate(zip(NAMES, hospitals, strict=True)):
+            data = ("--data", folder / f"{number}.npz", "--classes", 2, "--epsilon", 20)
+            typed("hospital", "init", "--name", name, *data, "--state", state)
+            let_in(coordinator, state)
+        typed("coordinator", "plan", study, "--reference", public, *SETTINGS, *at_office)
+        running.enter_context(up(sites, folder))
         typed("coordinator", "start", study, *at_office)
         for state in hospitals:
-            wait_for((state / "studies.json").exists)
+            wait_for((state / "studies.json").exists, 300)
             typed("hospital", "approve", "study", "--state", state)
         wait_for(lambda: _state(coordinator) == FINISHED, 300)
         told = typed("hospital", "fetch", "--state", hospitals[1])

@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 
 from fedward.client import enrolment as hospital_side
+from fedward.client import gateway_process
 from fedward.client.gateway import HospitalGateway
-from fedward.client.gateway_process import gateway_program
+from fedward.client.gateway_process import MembershipWatch, gateway_program
 from fedward.client.membership import FOLDER, Membership, node_public_pem
 from fedward.common.certificates import (
     client_certificate,
@@ -648,6 +649,64 @@ def test_a_gateway_that_is_killed_is_back_on_its_port_and_no_worker_of_the_old_o
         assert not any(map(_takes_connections, workers))
         assert _node(world, gateway, newcomer).call(PULL) == 200
     assert Nginx(place).pid is None
+
+
+def _renew(world: World, member: Any, seconds: int, **options: bool) -> None:
+    """`seconds` after it joined: two requests of one second could not be told apart."""
+    now = utc_now()
+    _, file = hospital_side.renew(member.state, now + timedelta(seconds=seconds), **options)
+    seen = review(world.coordinator, file, now + timedelta(seconds=seconds))
+    hospital_side.accept(member.state, answer(world.coordinator, seen, None, now, "tests"), None, now)
+    world.gateway.refresh(now)
+
+
+def test_a_renewal_is_taken_over_by_what_runs_and_by_a_gateway_that_was_just_starting(
+    world: World, newcomer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_process, "_LOOK_SECONDS", 0.0)
+    gateway, restarted = HospitalGateway(newcomer.state, free_port()), list[str]()
+    gateway.start(utc_now())
+    watch = MembershipWatch(newcomer.state, gateway.port, restarted.append)
+    pid_file = gateway.nginx.folder / "nginx.pid"
+    try:
+        pid_file.rename(pid_file.with_suffix(".later"))  # it has read its configuration, and says so later
+        _renew(world, newcomer, 10)
+        watch.tick()
+        pid_file.with_suffix(".later").rename(pid_file)
+        watch.tick()
+        place = Membership.load(newcomer.state).folder
+        assert f'"{place}/tls.pem"' in (gateway.nginx.folder / "nginx.conf").read_text()
+        assert gateway.nginx._loaded() == watch._gateway.nginx._wanted
+        assert restarted == []  # the node's key is the same
+        _renew(world, newcomer, 20, new_keys=True)
+        for _ in range(2):
+            watch.tick()
+        assert restarted == ["supernode"]
+        assert _node(world, gateway, newcomer).call(PULL) == 200
+    finally:
+        gateway.stop()
+
+
+def test_a_coordinator_that_moved_to_another_address_is_found_again(
+    newcomer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nginx looks a name up once: a new process of it looks again."""
+    monkeypatch.setattr(gateway_process, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(gateway_process, "_LOOKUP_SECONDS", 0.0)
+    gateway = HospitalGateway(newcomer.state, free_port())
+    gateway.start(utc_now())
+    try:
+        watch = MembershipWatch(newcomer.state, gateway.port, pytest.fail)
+        workers = gateway.nginx._workers()
+        for found in (frozenset[str](), watch._addresses):  # no answer, and the same
+            monkeypatch.setattr(gateway_process, "addresses", lambda _, found=found: found)
+            watch.tick()
+        assert gateway.nginx._workers() == workers
+        monkeypatch.setattr(gateway_process, "addresses", lambda _: frozenset({"192.0.2.1"}))
+        watch.tick()
+        assert not gateway.nginx._workers() & workers
+    finally:
+        gateway.stop()
 
 
 def test_the_coordinators_gateway_takes_up_a_site_that_no_command_told_it_of(

@@ -42,8 +42,10 @@ def test_a_log_that_is_not_there_is_named_with_those_that_are(
 def test_a_line_that_steers_the_terminal_is_shown_and_not_obeyed(
     state: Path, fedward: Callable[..., Any]
 ) -> None:
-    (state / "logs" / "daemon.log").write_text("\x1b[2Jhello\n")
-    assert "\x1b" not in fedward("hospital", "logs", "daemon", "--state", state).out
+    (state / "logs" / "daemon.log").write_text("\x1b[2Jhello\n\x1b[92mINFO\x1b[0m up\n")
+    shown = fedward("hospital", "logs", "daemon", "--state", state).out
+    assert "\x1b" not in shown
+    assert shown.splitlines()[1] == "daemon: INFO up"
 
 
 @settings(max_examples=50, deadline=None)

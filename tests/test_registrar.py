@@ -22,6 +22,7 @@ class FakeSuperLink:
 
     def __init__(self) -> None:
         self.known: dict[bytes, int] = {}
+        self.refused: set[bytes] = set()
         self.is_down = False
         self.calls = 0
 
@@ -32,6 +33,8 @@ class FakeSuperLink:
         return dict(self.known)
 
     def register(self, key: bytes) -> None:
+        if key in self.refused:
+            raise EngineFailed("Public key already in use.")
         assert key not in self.known
         self.known[key] = 100 + len(self.known)
 
@@ -98,6 +101,22 @@ def test_a_renewed_node_has_both_keys_until_the_old_one_ends(
     monkeypatch.setattr(module, "utc_now", lambda: now + timedelta(days=8))
     registrar.tick()
     assert set(superlink.known) == {_key(member)}
+
+
+def test_a_key_that_superlink_does_not_take_keeps_no_other_out(
+    registrar: Registrar,
+    superlink: FakeSuperLink,
+    coordinator: Coordinator,
+    join_federation: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    members = [join_federation(coordinator, tmp_path / name, name) for name in "abcd"]
+    superlink.refused.add(_key(members[0]))
+    registrar.tick()
+    assert set(superlink.known) == set(map(_key, members[1:]))
+    superlink.refused.clear()
+    registrar.tick()
+    assert len(superlink.known) == 4
 
 
 def test_a_superlink_that_is_down_is_asked_again_and_one_that_agrees_is_left_alone(

@@ -76,10 +76,12 @@ def overhead_study(rounds: int, name: str = "round overhead") -> Study:
     )
 
 
-def make_federation(path: Path, study: Study, dataset: ImageDataset) -> StudyFolder:
+def make_federation(
+    path: Path, study: Study, dataset: ImageDataset, reference: Split | None = None
+) -> StudyFolder:
     """The study's folder, and a hospital's state folder for each of its hospitals."""
     folder = StudyFolder(path)
-    folder.create(study, None)
+    folder.create(study, reference)
     for index, hospital in enumerate(study.hospitals):
         rows = slice(index * IMAGES, (index + 1) * IMAGES)
         records = Split(dataset.train.images[rows], dataset.train.labels[rows])
