@@ -44,6 +44,7 @@ from fedward.common.errors import (
     SettingRefused,
 )
 from fedward.common.files import canonical_json, parse_canonical
+from fedward.common.logs import told
 from fedward.common.messages import CONFIG, refusal_reply
 
 # Refusals whose sentences are about the request, the budget and the site's policy only.
@@ -241,7 +242,7 @@ def _shown(refusal: Refusal, private: tuple[str, ...]) -> Refusal:
     if isinstance(refusal, SPEAKING) and not any(text and text in sentence for text in private):
         return type(refusal)(sentence[:_LONGEST_SENTENCE])
     # Its sentence may name a file, or what stands in one; its name alone is public.
-    _logger.error("%s: %s", refusal.name, refusal)
+    _logger.error("a refusal whose sentence stays here", extra={"fields": told(refusal)})
     return type(refusal)(SILENT)
 
 
