@@ -78,11 +78,8 @@ def test_it_shows_rounds_sites_epsilon_bytes_and_who_was_lost(folder: StudyFolde
         "hospital-2: NotConnected: It was away.",
     ):
         assert expected in text
-    sites = {
-        line.split()[1]: line.split()[2:-1]
-        for line in text.splitlines()
-        if ("│ hospital-" in line and " ago" in line) or "never" in line
-    }
+    lines = [line.split() for line in text.splitlines() if "ago" in line or "never" in line]
+    sites = {words[1]: words[2:-1] for words in lines}
     assert sites["hospital-0"] == ["asked", "1", "min", "ago"]
     assert sites["hospital-1"] == ["answered", "30", "s", "ago"]
     assert sites["hospital-2"] == ["away", "never"]
@@ -139,5 +136,5 @@ def test_a_person_and_a_program_are_not_served_at_once(
     fedward: Callable[..., object], tmp_path: Path
 ) -> None:
     done = fedward("coordinator", "status", "--watch", "--json", "--state", tmp_path / "c")
-    assert done.code == 1  # type: ignore[attr-defined]
-    assert "SettingRefused" in done.err  # type: ignore[attr-defined]
+    assert done.code == 1
+    assert "SettingRefused" in done.err

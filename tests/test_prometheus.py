@@ -1,4 +1,4 @@
-"""What both sides show a monitoring system: every figure on this list, nothing beside it, and nothing private."""
+"""What both sides show a monitoring system: the figures on these lists, and nothing private."""
 
 import json
 import re
@@ -85,11 +85,13 @@ def read(page: bytes) -> Page:
     return found
 
 
-def _scraped(port: int) -> Page | None:
+def _scraped(port: int, needed: str) -> Page | None:
+    """The page, once it is there and has a figure."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            return read(answer.read())
+            found = read(answer.read())
+            return found if needed in found else None
     except (urllib.error.URLError, OSError):
         return None
 
@@ -241,9 +243,7 @@ def test_both_sides_are_scraped_while_they_are_up_and_their_logs_are_lines_of_js
         _up(tmp_path / "h.log", *hospital, "--metrics-port", str(ports[1])),
     ):
         for port, listed, process in ((ports[0], COORDINATOR, "superlink"), (ports[1], HOSPITAL, "daemon")):
-            page = wait_for(
-                lambda port=port: (found := _scraped(port)) and "fedward_process_up" in found and found
-            )
+            page = wait_for(lambda port=port: _scraped(port, "fedward_process_up"))
             assert page["fedward_process_up"][f'process="{process}"'] == 1
             assert set(page) <= set(listed)
         lines = wait_for(lambda: (state / "logs" / "daemon.log").read_text().splitlines())
