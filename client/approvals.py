@@ -19,6 +19,7 @@ from fedward.client.policy_file import read_policy
 from fedward.common.errors import ApprovalMissing, LedgerRefused, PolicyRefused, UnknownName
 from fedward.common.files import canonical_json, parse_canonical, read_bounded, write_atomically
 from fedward.common.locks import FileLock
+from fedward.common.logs import told
 from fedward.common.messages import TrainRequest
 from fedward.common.printing import unmistakable
 
@@ -62,7 +63,7 @@ def policy_for_others(folder: Path) -> Policy:
     try:
         return read_policy(folder)
     except PolicyRefused as refusal:
-        _log.error("the policy cannot be read", extra={"fields": {"refusal": refusal.name}})
+        _log.error("the policy cannot be read", extra={"fields": told(refusal)})
         raise PolicyRefused(
             "This hospital's policy cannot be read, so it answers nothing: its administrator sees why with "
             "`fedward hospital studies`."

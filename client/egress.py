@@ -47,6 +47,7 @@ from fedward.common.errors import (
 )
 from fedward.common.files import canonical_json, parse_canonical
 from fedward.common.letters import ENVELOPE
+from fedward.common.logs import told
 from fedward.common.messages import CONFIG, refusal_reply, wire_bytes
 
 # Refusals whose sentences are about the request, its envelope, the budget and the site's policy only.
@@ -269,9 +270,7 @@ def _shown(refusal: Refusal, private: tuple[str, ...]) -> Refusal:
     if isinstance(refusal, SPEAKING) and not any(text and text in sentence for text in private):
         return type(refusal)(sentence[:_LONGEST_SENTENCE])
     # Its sentence may name a file, or what stands in one; its name alone is public.
-    _logger.error(
-        "a refusal's sentence was kept back", extra={"fields": {"refusal": refusal.name}}, exc_info=refusal
-    )
+    _logger.error("a refusal whose sentence stays here", extra={"fields": told(refusal)})
     return type(refusal)(SILENT)
 
 

@@ -17,7 +17,7 @@ from fedward.client.gateway import HospitalGateway
 from fedward.client.membership import Membership, node_public_pem
 from fedward.common.errors import Refusal
 from fedward.common.instants import utc_now
-from fedward.common.logs import log_to_stderr
+from fedward.common.logs import log_to_stderr, told
 from fedward.common.nginx import program
 from fedward.common.supervision import Program
 
@@ -85,7 +85,7 @@ class MembershipWatch:
         except Refusal as refusal:
             _log.warning(
                 "the gateway was not taken over",
-                extra={"fields": {"refusal": refusal.name, "said": str(refusal)}},
+                extra={"fields": told(refusal)},
             )
             self._next_look = now + _AGAIN_SECONDS
 

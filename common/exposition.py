@@ -106,6 +106,14 @@ def metrics_served(port: int | None, collect: Callable[[], Iterable[Sample]]) ->
         thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Errors of a scrape, a caller that hung up among them: a line without the error's text."""
+        _log.exception("a scrape failed")
+
+
 def _server(port: int, collect: Callable[[], Iterable[Sample]]) -> ThreadingHTTPServer:
     turn = threading.Lock()
 
@@ -134,7 +142,7 @@ def _server(port: int, collect: Callable[[], Iterable[Sample]]) -> ThreadingHTTP
             """Scrapes are not worth a line each."""
 
     try:
-        return ThreadingHTTPServer((LOOPBACK, port), Page)
+        return _Server((LOOPBACK, port), Page)
     except (OSError, OverflowError) as error:
         raise SettingRefused(
             f"Nothing can listen on port {port} of {LOOPBACK} for --metrics-port: name a free one."

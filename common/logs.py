@@ -11,12 +11,22 @@ only said to have been said, for the same reason.
 
 import json
 import logging
+import re
 import sys
 import threading
 import traceback
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
+
+from fedward.common.errors import (
+    BudgetRefused,
+    EngineFailed,
+    GatewayFailed,
+    LedgerRefused,
+    OutputRefused,
+    Refusal,
+)
 
 # Every field that a line may have beside time, level, logger and event, and what stands in it.
 FIELDS = {
@@ -30,13 +40,15 @@ FIELDS = {
     "refusal": "a refusal's name",
     "reply": "code of an answer's error; 0 is none",
     "run": "Flower's id of a run",
-    "said": "a refusal's sentence, of a process that holds no records",
     "seconds": "that something took",
+    "sentence": "a refusal's, of a kind that names nothing but the site's own ledgers, disk and programs",
     "study": "the name of a study's folder, at the coordinator",
     "where": "the lines of code that an error passed, innermost last",
 }
 ALWAYS = ("time", "level", "logger", "event")
 ANSWERED = "a message was answered"  # the event of the hospital's daemon, which its metrics count
+_TELLING = (BudgetRefused, EngineFailed, GatewayFailed, LedgerRefused, OutputRefused)
+_FOLDERS = re.compile(r"/(?:[^/\s]+/)+")
 _OWN = "fedward"
 _MOST_FRAMES = 20
 _log = logging.getLogger(__name__)
@@ -73,6 +85,16 @@ def log_to_stderr() -> None:
     logging.captureWarnings(True)
     sys.excepthook = _ended
     threading.excepthook = lambda told: _ended(told.exc_type, told.exc_value, told.exc_traceback)
+
+
+def told(refusal: Refusal) -> dict[str, str]:
+    """The fields of a refusal: its name, and its sentence where a record or its file cannot stand in it.
+
+    Of the others `fedward hospital doctor` says the sentence, to whoever may read the state folder.
+    """
+    if not isinstance(refusal, _TELLING):
+        return {"refusal": refusal.name}
+    return {"refusal": refusal.name, "sentence": _FOLDERS.sub("", str(refusal))}
 
 
 def _ended(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:

@@ -6,12 +6,14 @@ The file only shows, so a line that is damaged, or of a version that knew fewer 
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from fedward.common import errors
 from fedward.common.config import Study
 from fedward.common.errors import Refusal
 from fedward.common.instants import parsed
+from fedward.server.orders import Orders, Report
 from fedward.server.progress import read_events
 from fedward.server.study_folder import PROGRESS, StudyFolder
 
@@ -125,6 +127,36 @@ class Followed:
     def _refused(self, event: dict[str, Any]) -> None:
         self._enter("stopped")
         self.stopped[_reason(event["name"])] += 1
+
+
+class FollowedOrders:
+    """All studies of a coordinator's orders, followed."""
+
+    def __init__(self, state: Path) -> None:
+        """Look in the state folder `state`."""
+        self._state = state
+        self._followed: dict[str, Followed] = {}
+
+    def look(self) -> list[tuple[Report, Followed]]:
+        """What became of each order, and its study; without those whose folder is gone or damaged.
+
+        Raises:
+            CheckpointRefused: an order is damaged.
+        """
+        orders = Orders(self._state)
+        return [
+            (orders.report_of(order), followed)
+            for order in orders.all()
+            if (followed := self._look(order.folder)) is not None
+        ]
+
+    def _look(self, folder: str) -> Followed | None:
+        try:
+            if folder not in self._followed:
+                self._followed[folder] = Followed(StudyFolder(Path(folder)))
+            return self._followed[folder].look()
+        except Refusal:
+            return None
 
 
 def _reason(name: object) -> str:

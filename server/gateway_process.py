@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedward.common.errors import Refusal
 from fedward.common.instants import utc_now
-from fedward.common.logs import log_to_stderr
+from fedward.common.logs import log_to_stderr, told
 from fedward.server.coordinator import PROFILE, Coordinator
 from fedward.server.gateway import CoordinatorGateway
 from fedward.server.sites import SITES
@@ -50,7 +50,7 @@ class GatewayRefresh:
         except Refusal as refusal:
             _log.warning(
                 "the gateway was not taken over",
-                extra={"fields": {"refusal": refusal.name, "said": str(refusal)}},
+                extra={"fields": told(refusal)},
             )
             self._next_look = now + _AGAIN_SECONDS
             return

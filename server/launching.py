@@ -90,7 +90,10 @@ class Launcher:
         said = "" if self._publishing is None else self._publishing.look(folder)
         run.is_over = said is not None
         if said:
-            _log.warning("a run ended", extra={"fields": {"study": folder.path.name, "said": said}})
+            _log.warning(
+                "a run ended",
+                extra={"fields": {"study": folder.path.name, "refusal": said.partition(":")[0]}},
+            )
         self._say(order, RUNNING if said is None else REFUSED if said else FINISHED, run, said or "")
 
     def _keep_running(self, order: Order, run: _Run, folder: StudyFolder) -> None:

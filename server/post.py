@@ -90,7 +90,7 @@ class Post:
 
     def _unproven(self, reply: Message, why: str) -> Message:
         node_id = reply.metadata.src_node_id
-        _log.warning("an answer is not proven", extra={"fields": {"said": why[:300]}})
+        _log.warning("an answer is not proven", extra={"fields": {"refusal": why.partition(":")[0][:80]}})
         if self._notes < _MOST_NOTES:
             self._notes += 1
             self._on_unproven(node_id, why[:300])

@@ -8,13 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fedward.common.errors import Refusal
 from fedward.common.exposition import Metric, Sample
 from fedward.common.printing import unmistakable
 from fedward.common.supervised import SUPERVISED, supervised
-from fedward.server.following import Followed
-from fedward.server.orders import FINISHED, REFUSED, RUNNING, STOPPED, WAITING, Order, Orders
-from fedward.server.study_folder import StudyFolder
+from fedward.server.following import Followed, FollowedOrders
+from fedward.server.orders import FINISHED, REFUSED, RUNNING, STOPPED, WAITING, Report
 
 _STATES = (WAITING, RUNNING, FINISHED, STOPPED, REFUSED)
 _STUDY = ("study",)
@@ -64,8 +62,7 @@ class CoordinatorMetrics:
 
     def __init__(self, state: Path) -> None:
         """Look in `state`."""
-        self._state = state
-        self._followed: dict[str, Followed] = {}
+        self._state, self._orders = state, FollowedOrders(state)
 
     def __call__(self) -> Iterator[Sample]:
         """All samples, now.
@@ -75,24 +72,13 @@ class CoordinatorMetrics:
             OSError: the folder is gone.
         """
         yield from supervised(self._state)
-        orders = Orders(self._state)
-        studies = [(order, followed) for order in orders.all() if (followed := self._look(order))]
-        for (order, followed), name in zip(studies, _names(studies), strict=True):
-            state = orders.report_of(order).state
-            yield from (Sample(_STATE, (name, one), float(one == state)) for one in _STATES)
+        studies = self._orders.look()
+        for (report, followed), name in zip(studies, _names(studies), strict=True):
+            yield from (Sample(_STATE, (name, one), float(one == report.state)) for one in _STATES)
             yield from _of_study(name, followed)
 
-    def _look(self, order: Order) -> Followed | None:
-        """The study, followed; None where its folder is gone or damaged, which `status` tells."""
-        try:
-            if order.folder not in self._followed:
-                self._followed[order.folder] = Followed(StudyFolder(Path(order.folder)))
-            return self._followed[order.folder].look()
-        except Refusal:
-            return None
 
-
-def _names(studies: Iterable[tuple[Order, Followed]]) -> list[str]:
+def _names(studies: Iterable[tuple[Report, Followed]]) -> list[str]:
     """One name a study: of two folders with a study of one name, the second is numbered."""
     seen: Counter[str] = Counter()
     names = []

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fedward.common.errors import Refusal
 from fedward.common.instants import utc_now
+from fedward.common.logs import told
 from fedward.server.control import Control
 from fedward.server.sites import Sites
 
@@ -42,24 +43,17 @@ class Registrar:
                 return
             self._agree(wanted)
         except Refusal as refusal:
-<<<<<<< HEAD
-            _log.warning(
-                "the nodes' keys were not registered",
-                extra={"fields": {"refusal": refusal.name, "said": str(refusal)}},
-            )
-=======
-            self._say(f"{refusal.name}: {refusal}")
->>>>>>> wG
+            self._say(refusal)
             self._next_look = now + _AGAIN_SECONDS if self._done is not None else self._next_look
             return
         self._done, self._next_check = wanted, now + _RECHECK_SECONDS
         self._said = ""
 
-    def _say(self, said: str) -> None:
+    def _say(self, refusal: Refusal) -> None:
         """Once, though it is tried each second while SuperLink starts."""
-        if said != self._said:
-            _log.warning("%s", said)
-        self._said = said
+        if str(refusal) != self._said:
+            _log.warning("the nodes' keys were not agreed with SuperLink", extra={"fields": told(refusal)})
+        self._said = str(refusal)
 
     def _wanted(self) -> frozenset[bytes]:
         moment = utc_now()

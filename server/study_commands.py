@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from fedward.common import errors
-from fedward.common.errors import EngineFailed, Refusal
+from fedward.common.errors import EngineFailed, Refusal, SettingRefused
 from fedward.common.exposition import metrics_served
 from fedward.common.files import config_folder
 from fedward.common.logs import log_to_stderr
@@ -20,6 +21,7 @@ from fedward.server.processes import run_coordinator
 from fedward.server.progress import read_events
 from fedward.server.prometheus import CoordinatorMetrics
 from fedward.server.study_folder import PROGRESS, StudyFolder
+from fedward.server.watching import watch
 
 _LOOK_SECONDS = 0.5
 
@@ -64,9 +66,18 @@ def stop(study: StudyPath, state: State = None, as_json: AsJson = False) -> None
     _ordered(_folder(state), study, False, False, as_json)
 
 
-def status(state: State = None, as_json: AsJson = False) -> None:
+def status(
+    state: State = None,
+    as_json: AsJson = False,
+    is_watched: Annotated[bool, typer.Option("--watch", help="Go on showing it, until Ctrl-C.")] = False,
+) -> None:
     """Show the coordinator's processes, and of each study its rounds, hospitals and refusals."""
     folder = _folder(state)
+    if is_watched and as_json:
+        raise SettingRefused("--watch shows it to a person and --json to a program: ask for one of them.")
+    if is_watched:
+        watch(folder, Console(), until_signalled())
+        return
     processes, orders = read_processes(folder), Orders(folder)
     studies = [_study_status(orders, order) for order in orders.all()]
     children = {} if processes is None else processes["children"]

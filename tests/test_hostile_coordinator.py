@@ -1,6 +1,7 @@
 """Whatever a coordinator asks, what it gets is an update that was charged, or a refusal that cost nothing."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from fedward.common.config import LocalSettings
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import LedgerRefused
 from fedward.common.files import canonical_json
+from fedward.common.logs import JsonLines
 from fedward.common.messages import CONFIG, LATENTS, TrainRequest, refusal_text
 from fedward.common.models import build_student, parameter_count
 from fedward.common.thin_app import STUDY_FOLDER
@@ -222,6 +224,11 @@ LEDGERS: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+def logged(records: list[logging.LogRecord]) -> str:
+    """As it stands in the hospital's own log."""
+    return "\n".join(map(JsonLines().format, records))
+
+
 @pytest.mark.parametrize("case", LEDGERS)
 def test_a_ledger_that_does_not_verify_stops_all_work_and_says_why_at_home_only(
     send: Send,
@@ -242,7 +249,7 @@ def test_a_ledger_that_does_not_verify_stops_all_work_and_says_why_at_home_only(
             "LedgerRefused",
             "The hospital cannot answer; see its own log.",
         )
-    assert re.search(sentence, caplog.text), caplog.text
+    assert re.search(sentence, logged(caplog.records)), caplog.records
 
 
 @pytest.mark.usefixtures("never_trains")
@@ -258,7 +265,7 @@ def test_a_disk_that_fills_in_the_middle_of_a_charge_spends_nothing_and_trains_n
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "write", full)
         assert refusal_text(send(ask()))[0] == "LedgerRefused"
-    assert "nothing was entered, so nothing may start: make room and ask again" in caplog.text
+    assert "nothing was entered, so nothing may start: make room and ask again" in logged(caplog.records)
     budget = Hospital(site).budget
     assert budget is not None
     assert budget.spent() == 0.0
