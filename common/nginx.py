@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from fedward.common.errors import GatewayFailed
 from fedward.common.files import make_folder, read_bounded, write_atomically
+from fedward.common.nginx_workers import end_workers, takes_connections
 
 CONFIGURATION, PID = "nginx.conf", "nginx.pid"
 ACCESS_LOG, ERROR_LOG = "access.log", "error.log"
@@ -122,25 +123,10 @@ class Nginx:
         self._note_loaded()
         os.execv(command[0], command)  # noqa: S606 - it keeps this process's id
 
-    def end_orphans(self, wait_seconds: float = 3.0) -> None:
-        """End workers of this folder that have no master any more; each by its number."""
-        if self.pid is not None:
-            return
-        deadline = time.monotonic() + wait_seconds
-        while orphans := [pid for pid in _nginx_processes() if self._is_ours(pid)]:
-            number = signal.SIGTERM if time.monotonic() < deadline else signal.SIGKILL
-            for pid in orphans:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-            time.sleep(_PAUSE_SECONDS)
-
-    def _is_ours(self, pid: int) -> bool:
-        """Known by an open log in this folder: a worker's title does not say whose it is."""
-        try:
-            opened = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
-        except OSError:
-            return False
-        return any(name.startswith(f"{self.folder.resolve()}/") for name in opened)
+    def end_orphans(self) -> None:
+        """End workers of this folder that have no master any more."""
+        if self.pid is None:
+            end_workers(self.folder)
 
     def _command(self) -> list[str]:
         return [program(), "-p", str(self.folder), "-c", str(self.folder / CONFIGURATION)]
@@ -159,7 +145,7 @@ class Nginx:
         old = self._workers()
         os.kill(pid, signal.SIGHUP)
         deadline = time.monotonic() + wait_seconds
-        while not (self._workers() - old) or any(map(_takes_connections, old)):
+        while not (self._workers() - old) or any(map(takes_connections, old)):
             if time.monotonic() > deadline:
                 raise GatewayFailed(
                     f"The gateway goes on as it was configured before: {self._last_words()}; set that right "
@@ -219,7 +205,7 @@ class Nginx:
             text = Path(f"/proc/{pid}/task/{pid}/children").read_text() if pid else ""
         except OSError:
             return set()
-        return {child for child in map(int, text.split()) if _takes_connections(child)}
+        return {child for child in map(int, text.split()) if takes_connections(child)}
 
     def _left_after(self, seconds: float) -> int | None:
         deadline = time.monotonic() + seconds
@@ -300,24 +286,6 @@ def quoted(path: Path) -> str:
             f"{whole} has characters that nginx cannot be told of: name a plain --state folder."
         )
     return f'"{whole}"'
-
-
-def _nginx_processes() -> list[int]:
-    """nginx's workers on this host, those that are shutting down among them."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if b"nginx: worker process" in entry.read_bytes():
-                found.append(int(entry.parent.name))
-    return found
-
-
-def _takes_connections(pid: int) -> bool:
-    try:
-        title = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return b"worker process" in title and b"shutting down" not in title
 
 
 def _said(text: str) -> str:

@@ -38,7 +38,8 @@ from fedward.common.fleet import FLEET_CALLS
 from fedward.common.flower_tools import free_port
 from fedward.common.instants import utc_now
 from fedward.common.key_files import Identity, pem, request_of
-from fedward.common.nginx import Nginx, _takes_connections, program
+from fedward.common.nginx import Nginx, program
+from fedward.common.nginx_workers import takes_connections
 from fedward.common.supervision import Program, Supervisor
 from fedward.server.coordinator import Coordinator
 from fedward.server.enrolment import answer, review, revoke
@@ -646,7 +647,7 @@ def test_a_gateway_that_is_killed_is_back_on_its_port_and_no_worker_of_the_old_o
         workers = Nginx(place)._workers()
         os.kill(old, signal.SIGKILL)
         assert _master(Nginx(place), old) != old
-        assert not any(map(_takes_connections, workers))
+        assert not any(map(takes_connections, workers))
         assert _node(world, gateway, newcomer).call(PULL) == 200
     assert Nginx(place).pid is None
 
