@@ -236,7 +236,7 @@ def test_both_sides_are_scraped_while_they_are_up_and_their_logs_are_lines_of_js
     tmp_path: Path, finished: StudyFolder
 ) -> None:
     ports, superlink, state = (free_port(), free_port()), free_port(), finished.path / "hospitals" / "1"
-    coordinator = ["coordinator", "up", "--state", str(tmp_path / "c"), "--port", str(superlink)]
+    coordinator = ["coordinator", "up", "--state", str(tmp_path / "c"), "--trial-port", str(superlink)]
     hospital = ["hospital", "up", "--state", str(state), "--superlink", f"127.0.0.1:{superlink}"]
     with (
         _up(tmp_path / "c.log", *coordinator, "--metrics-port", str(ports[0])),
