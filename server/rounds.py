@@ -28,7 +28,7 @@ from fedward.server.measuring import Measurement, keep
 from fedward.server.post import Post
 from fedward.server.reference import halve, measure
 from fedward.server.roster import Roster, enrol
-from fedward.server.spent import spent_after
+from fedward.server.spent import noted_cost
 from fedward.server.strategy import FedwardAvg, released_latents
 from fedward.server.study_folder import StudyFolder
 
@@ -78,7 +78,7 @@ def run_rounds(grid: Grid, folder: StudyFolder, coordinator: Path | None = None)
         row = _row(strategy, server_round, traffic, time.monotonic() - started, evaluation)
         strategy.progress.history.append(row)
         save_checkpoint(folder.checkpoint, strategy.progress, study)
-        folder.note("closed", **row, epsilon=spent_after(study, server_round))
+        folder.note("closed", **row, epsilon=noted_cost(study, server_round))
     if not _is_measured(folder, study):
         _measure(post, folder, study, strategy.progress, roster)
     return released_latents(strategy.progress, study)
@@ -103,7 +103,7 @@ def _measure(post: Post, folder: StudyFolder, study: Study, progress: Progress, 
     found = measurement.aggregate(asking.replies(messages))
     found = replace(found, uplink_bytes=post.received - before[0], downlink_bytes=post.sent - before[1])
     keep(folder, study, progress, measurement, found)
-    cost = spent_after(study, study.rounds, is_measured=True)
+    cost = noted_cost(study, study.rounds, is_measured=True)
     folder.note(
         "measured", uplink_bytes=found.uplink_bytes, downlink_bytes=found.downlink_bytes, epsilon=cost
     )

@@ -82,7 +82,7 @@ def _lengths(of: Followed) -> str:
 
 def _figures(of: Followed) -> RenderableType:
     planned = of.study.target_epsilon
-    spent = "0" if of.epsilon is None else f"{of.epsilon:.3f}"
+    spent = f"{of.epsilon:.3f}" if of.epsilon is not None else "unknown" if of.closed else "0"
     cost = "no privacy" if planned is None else f"epsilon {spent} of {planned:g} a site"
     lost = sum(of.lost.values())
     return Text(

@@ -1,18 +1,21 @@
 """`fedward coordinator status --watch`: a recorded study as a person sees it."""
 
 import io
+import math
 import os
 import signal
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from fedward.common.config import LocalSettings, Study
 from fedward.common.files import canonical_json
+from fedward.server import spent
 from fedward.server.following import Followed, FollowedOrders
 from fedward.server.orders import Orders, Report
 from fedward.server.study_folder import PROGRESS, StudyFolder
@@ -28,23 +31,22 @@ LOST = [
     },
     {"hospital": "hospital-2", "name": "NotConnected", "message": "It was away."},
 ]
+CLOSED: dict[str, Any] = {
+    "round": 1,
+    "auc": None,
+    "replies": 1,
+    "seconds": 1800.0,
+    "uplink_bytes": 1_500_000,
+    "downlink_bytes": 250,
+    "refusals": LOST,
+    "epsilon": 0.5,
+}
 RECORDED = [
     {"event": "enrolling", "hospitals": 3, "time": "2026-01-31T11:00:00Z"},
     {"event": "enrolled", "bytes": 120, "time": "2026-01-31T11:00:00Z"},
     {"event": "round", "round": 1, "online": ["hospital-0", "hospital-1"], "time": "2026-01-31T11:00:00Z"},
     {"event": "reply", "hospital": "hospital-0", "time": "2026-01-31T11:30:00Z"},
-    {
-        "event": "closed",
-        "round": 1,
-        "auc": None,
-        "replies": 1,
-        "seconds": 1800.0,
-        "uplink_bytes": 1_500_000,
-        "downlink_bytes": 250,
-        "refusals": LOST,
-        "epsilon": 0.5,
-        "time": "2026-01-31T11:30:00Z",
-    },
+    {"event": "closed", **CLOSED, "time": "2026-01-31T11:30:00Z"},
     {"event": "round", "round": 2, "online": ["hospital-0", "hospital-1"], "time": "2026-01-31T11:59:00Z"},
     {"event": "reply", "hospital": "hospital-1", "time": "2026-01-31T11:59:30Z"},
     {"event": "of a later version", "time": 5},
@@ -132,9 +134,15 @@ def test_the_command_shows_the_state_until_it_is_told_to_stop(folder: StudyFolde
             process.kill()
 
 
-def test_a_person_and_a_program_are_not_served_at_once(
-    fedward: Callable[..., object], tmp_path: Path
-) -> None:
+def test_a_person_and_a_program_are_not_served_at_once(fedward: Callable[..., Any], tmp_path: Path) -> None:
     done = fedward("coordinator", "status", "--watch", "--json", "--state", tmp_path / "c")
     assert done.code == 1
     assert "SettingRefused" in done.err
+
+
+def test_a_cost_without_a_finite_bound_is_unknown_and_ends_no_study(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spent, "spent_after", lambda *_: math.inf)
+    folder.note("closed", **{**CLOSED, "epsilon": spent.noted_cost(folder.study(), 1)})
+    assert "epsilon unknown of 3" in _shown(Followed(folder).look())
