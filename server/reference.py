@@ -3,6 +3,7 @@
 Reference data is public: nothing here costs privacy, and nothing here is a hospital's.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,6 +85,39 @@ def fisher_diagonal(settings: LocalSettings, latents: Vector, records: Split) ->
 
     Kirkpatrick et al. 2017; the scale makes `ewc_lambda` comparable between students.
     """
+    return _of_mean_one(
+        _squares(settings, latents, records, lambda x, y: classification(x, y, settings.task))
+    )
+
+
+def logit_fisher_diagonal(settings: LocalSettings, latents: Vector, records: Split) -> Vector:
+    """Diagonal of the Fisher information as if the logits were observed with unit Gaussian noise, on public
+    records, float32 (n,): the logits' squared gradients at Q(latents), scaled to a mean of 1.
+
+    It reads no label and weighs every record alike (Aljundi et al. 2018, arXiv 1711.09601, with a gradient a
+    logit), where the few records that the student gets wrong make up nearly all of `fisher_diagonal`. What
+    the logits of a single-label task share decides nothing and does not count.
+    """
+    total = torch.zeros(len(latents))
+    for column in range(len(settings.classes)):
+        own = _own_part(settings.task, column)
+        total += _squares(settings, latents, records, lambda x, _, own=own: own(x))  # type: ignore[misc]
+    return _of_mean_one(total)
+
+
+def _own_part(task: str, column: int) -> Callable[[Tensor], Tensor]:
+    if task == "multi-label":
+        return lambda logits: logits[:, column]
+    return lambda logits: logits[:, column] - logits.mean(dim=1)
+
+
+def _squares(
+    settings: LocalSettings,
+    latents: Vector,
+    records: Split,
+    function: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The sum over records of the squared gradients of `function(logits, labels)`, (m,), shape (n,)."""
     torch.set_num_threads(1)
     model = build_student(settings.spec)
     load_latents(model, _parts(latents, model), settings.spec.precision)
@@ -91,8 +125,12 @@ def fisher_diagonal(settings: LocalSettings, latents: Vector, records: Split) ->
     for start in range(0, len(records.images), _BATCH):
         labels = torch.from_numpy(records.labels[start : start + _BATCH])
         images = to_tensor(records.images[start : start + _BATCH])
-        gradients = engine.compute(images, lambda x, y=labels: classification(x, y, settings.task))  # type: ignore[misc]
+        gradients = engine.compute(images, lambda x, y=labels: function(x, y))  # type: ignore[misc]
         total += torch.cat([gradient.square().sum(dim=0).flatten() for gradient in gradients])
+    return total
+
+
+def _of_mean_one(total: Tensor) -> Vector:
     mean = float(total.mean())
     return (total / mean if mean > 0 else total).numpy().astype(np.float32)
 

@@ -17,7 +17,14 @@ from fedward.common.losses import classification
 from fedward.common.models import STUDENTS, build_student, flatten, initialise, unflatten
 from fedward.common.quantization import load_latents
 from fedward.common.randomness import KeyedGenerator
-from fedward.server.reference import class_prior, fisher_diagonal, halve, measure, student_logits
+from fedward.server.reference import (
+    class_prior,
+    fisher_diagonal,
+    halve,
+    logit_fisher_diagonal,
+    measure,
+    student_logits,
+)
 from fedward.simulations.phantoms import make_phantoms
 
 LocalMaker = Callable[..., LocalSettings]
@@ -131,6 +138,47 @@ def test_fisher_of_several_labels_at_once(make_local: LocalMaker) -> None:
     found = fisher_diagonal(local, _latents(local), findings.train)
     expected = _fisher_by_a_loop(local, _latents(local), findings.train)
     np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
+
+
+def _logit_fisher_by_a_loop(local: LocalSettings, latents: np.ndarray, records: Split) -> np.ndarray:
+    model = build_student(local.spec)
+    load_latents(model, unflatten(torch.from_numpy(latents), list(model.parameters())), local.spec.precision)
+    total = torch.zeros(len(latents), dtype=torch.float64)
+    for image in records.images:
+        for column in range(len(local.classes)):
+            logits = model(to_tensor(image[None]))[0]
+            own = logits[column] if local.task == "multi-label" else logits[column] - logits.mean()
+            gradients = torch.autograd.grad(own, list(model.parameters()))
+            total += flatten(list(gradients)).double().square()
+    return (total / total.mean()).numpy()
+
+
+def test_the_logits_fisher_is_the_mean_square_of_each_logits_own_gradient(
+    make_local: LocalMaker, phantom: ImageDataset
+) -> None:
+    local = make_local()
+    records = Split(phantom.val.images[:6], phantom.val.labels[:6])
+    found = logit_fisher_diagonal(local, _latents(local), records)
+    expected = _logit_fisher_by_a_loop(local, _latents(local), records)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
+
+
+def test_the_logits_fisher_of_several_labels_at_once(make_local: LocalMaker) -> None:
+    findings = make_phantoms("findings", size=16, counts=(4, 3, 3), seed=0)
+    local = make_local(task="multi-label", classes=findings.classes)
+    found = logit_fisher_diagonal(local, _latents(local), findings.train)
+    expected = _logit_fisher_by_a_loop(local, _latents(local), findings.train)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
+
+
+def test_the_logits_fisher_reads_no_label(make_local: LocalMaker, phantom: ImageDataset) -> None:
+    local = make_local()
+    images, labels = phantom.val.images[:6], phantom.val.labels[:6]
+    found = [
+        logit_fisher_diagonal(local, _latents(local), Split(images, each)) for each in (labels, 1 - labels)
+    ]
+    np.testing.assert_array_equal(*found)
 
 
 @given(st.integers(1, 3))
