@@ -1,8 +1,10 @@
 """From empty folders to a release on a clinician's device, by the commands that people type."""
 
 import json
+import socket
+import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from fedward.simulations.phantoms import make_phantoms
 
 NAMES = ("St. Mary", "Ospedale Maggiore", "Riverside")
 IMAGES = 40
+ETHERTYPE_ANY = 3
+TLS_RECORD, ENVELOPE = b"\x17\x03\x03", b"FEDWARD\x01"  # how a record of data and an envelope begin
 SETTINGS = ("--rounds", 5, "--epsilon", 20, "--student", "fp32-cnn", "--quorum", 3, "--round-timeout", 300)
 
 
@@ -60,6 +64,56 @@ def _nodes(coordinator: Path) -> int:
     return len(Control(link.address, link.authority).nodes())
 
 
+class Eavesdropper:
+    """Takes down what goes over this host's loopback, which is all, and what SuperLink's database holds."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._wire, self._disk = bytearray(), bytearray()
+        self._until = threading.Event()
+        self._threads = [threading.Thread(target=one, daemon=True) for one in (self._listen, self._read)]
+
+    def __enter__(self) -> "Eavesdropper":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._until.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _listen(self) -> None:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETHERTYPE_ANY)) as tap:
+            tap.bind(("lo", 0))
+            tap.settimeout(0.2)
+            while not self._until.is_set():
+                with suppress(TimeoutError):
+                    self._wire += tap.recv(1 << 17)
+
+    def _read(self) -> None:
+        seen = b""
+        while not self._until.wait(0.2):
+            files = sorted(self._database.parent.glob(self._database.name + "*"))
+            found = b"".join(path.read_bytes() for path in files if path.exists())
+            self._disk += b"" if found == seen else found
+            seen = found
+
+    def assert_nothing_is_readable(self, states: list[Path]) -> None:
+        """No part of an answer: what each hospital stored of its answers is looked for in both."""
+        assert self._wire.count(TLS_RECORD) > 100
+        assert ENVELOPE in self._disk  # it is the right place
+        stored = [path for state in states for path in (state / "replies").rglob("*") if path.is_file()]
+        answers = [path.read_bytes() for path in stored if path.suffix != ".lock"]
+        assert len(answers) >= 3 * len(NAMES)
+        for answer in answers:
+            header, _, update = answer.partition(b"\n")
+            parts = [update[at : at + 24] for at in range(200, len(update), 4001)]
+            telling = [part for part in parts if len(set(part)) > 8]
+            assert len(telling) > 2
+            assert not any(part in self._wire or part in self._disk for part in (header, *telling))
+
+
 def test_from_empty_folders_to_a_release_that_a_device_accepts(
     folder: Path, fedward: Callable[..., Any]
 ) -> None:
@@ -70,7 +124,9 @@ def test_from_empty_folders_to_a_release_that_a_device_accepts(
     found(coordinator)
     office = [["coordinator", "up", "--state", str(coordinator)]]
     sites = [["hospital", "up", "--state", str(state)] for state in hospitals]
+    eavesdropper = Eavesdropper(coordinator / "superlink.db")
     with ExitStack() as running:
+        running.enter_context(eavesdropper)
         running.enter_context(up(office, folder))
         for number, (name, state) in enumerate(zip(NAMES, hospitals, strict=True)):
             data = ("--data", folder / f"{number}.npz", "--classes", 2, "--epsilon", 20)
@@ -89,6 +145,7 @@ def test_from_empty_folders_to_a_release_that_a_device_accepts(
         typed("coordinator", "revoke", NAMES[2], *at_office)
         assert "401" in fedward("hospital", "fetch", "--state", hospitals[2]).err
         wait_for(lambda: _nodes(coordinator) == 2, 20)
+    eavesdropper.assert_nothing_is_readable(hospitals)
     image = f"{public}:test_images[0]"
     answer = typed("edge", "predict", told["release"], image, "--trust", told["trust"])
     assert (answer["release"], answer["refused"]) == (told["digest"], [])
