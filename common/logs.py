@@ -49,7 +49,7 @@ ALWAYS = ("time", "level", "logger", "event")
 ANSWERED = "a message was answered"  # the event of the hospital's daemon, which its metrics count
 _TELLING = (BudgetRefused, EngineFailed, GatewayFailed, LedgerRefused, OutputRefused)
 _FOLDERS = re.compile(r"/(?:[^/\s]+/)+")
-_OWN = "fedward"
+_OWN = ("fedward", "__main__")  # a module of ours that runs as a program is called the latter
 _MOST_FRAMES = 20
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
         }
-        if record.name.split(".")[0] == _OWN:
+        if record.name.split(".")[0] in _OWN:
             found |= {"event": str(record.msg)}
             fields: dict[str, Any] = getattr(record, "fields", {})
             found |= {name: value for name, value in fields.items() if name in FIELDS}

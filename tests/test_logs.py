@@ -70,6 +70,10 @@ def test_of_another_library_only_the_place_is_told() -> None:
     assert line["line"] == "x.py:7"
 
 
+def test_a_module_of_ours_that_runs_as_a_program_is_heard() -> None:
+    assert _line(_record("__main__", "the daemon is up"))["event"] == "the daemon is up"
+
+
 def test_every_event_is_a_constant_and_every_field_is_on_the_list() -> None:
     """What the sources log, call by call: no sentence is put together, no field is new."""
     assert not set(FIELDS) & set(ALWAYS)
