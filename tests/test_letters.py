@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 
 from fedward.client import letters as site_letters
 from fedward.client.app import app as client_app
@@ -19,7 +20,7 @@ from fedward.client.state_folder import NODE_ID
 from fedward.common.config import LocalSettings, Study
 from fedward.common.envelope import enclose, unproven_header
 from fedward.common.envelope_header import Address
-from fedward.common.errors import EnvelopeRefused, PayloadRefused, QuorumMissed
+from fedward.common.errors import EnvelopeRefused, OutputRefused, PayloadRefused, QuorumMissed
 from fedward.common.instants import utc_now
 from fedward.common.letters import (
     ENVELOPE,
@@ -32,12 +33,17 @@ from fedward.common.letters import (
     unpack_refusal,
 )
 from fedward.common.messages import REFUSED, refusal_text, wire_bytes
+from fedward.common.reply_codes import NOT_APPROVED
 from fedward.common.sealing_keys import SEALING_KEY_FILE
 from fedward.common.thin_app import COORDINATOR_FOLDER, STUDY_FOLDER
+from fedward.server import app as app_module
+from fedward.server import letters as office_letters
 from fedward.server.app import app as server_app
 from fedward.server.checkpoint import load_checkpoint
 from fedward.server.coordinator import Coordinator
 from fedward.server.enrolment import revoke
+from fedward.server.post import Post
+from fedward.server.sites import Dated, Sites
 from fedward.server.study_folder import StudyFolder
 from fedward.simulations.federation import InProcessGrid, run_in_process
 
@@ -206,6 +212,24 @@ def test_no_update_can_be_read_on_the_way_nor_once_the_study_has_ended(
     assert not (folder.path / SEALING_KEY_FILE).exists()
 
 
+def test_a_coordinator_that_dies_before_the_model_is_written_leaves_no_key_and_resumes(
+    folder: StudyFolder, coordinator: Coordinator, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OutputRefused("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(app_module, "write_atomically", full)
+        with pytest.raises(OutputRefused):
+            network.ask(folder, coordinator)
+    assert not (folder.path / SEALING_KEY_FILE).exists()
+    asked = len(network.questions)
+    network.ask(folder, coordinator)
+    assert folder.final.exists()
+    assert len(network.questions) == asked
+    assert not (folder.path / SEALING_KEY_FILE).exists()
+
+
 # Somebody between them
 
 
@@ -357,11 +381,17 @@ def _not_bytes(answer: Message) -> Message:
     return _swapped(RecordDict({ENVELOPE: record}))(answer)
 
 
+def _as_error(code: int) -> Change:
+    return lambda answer: Message(Error(code, "no"), metadata=answer.metadata)  # type: ignore[call-overload,no-any-return]
+
+
 FORGERIES = {
     "its header changed": _flipped(60),
     "its body changed": _flipped(1000),
     "its signature changed": _flipped(-1),
     "an unsigned refusal": _as_refusal,
+    "an unsigned failure": _as_error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION),
+    "an unsigned word of the bundle": _as_error(NOT_APPROVED),
     "nothing": _swapped(RecordDict()),
     "no bytes": _not_bytes,
 }
@@ -400,6 +430,47 @@ def test_an_answer_of_an_earlier_round_or_of_another_site_is_not_taken(
     assert [row["replies"] for row in _events(folder, "closed")] == [2, 2]
 
 
+@pytest.mark.parametrize("names_its_question", [True, False])
+def test_an_answer_is_taken_for_its_own_question_only(
+    folder: StudyFolder, coordinator: Coordinator, network: Network, names_its_question: bool
+) -> None:
+    """SuperLink says which question a reply answers, and from which node it is: it hands over the second
+    hospital's answer as if the first had been heard with it."""
+    second: list[Message] = []
+
+    def early(answer: Message) -> Message:
+        if second or answer.metadata.message_type != "train":
+            return answer
+        pending = next(m for m in network._pending.values() if m.metadata.dst_node_id == FIRST_NODE + 1)
+        second.append(next(iter(InProcessGrid.pull_messages(network, [pending.metadata.message_id]))))
+        if not names_its_question:
+            where = second[0].metadata.__dict__
+            where["_reply_to_message_id"] = answer.metadata.reply_to_message_id
+        return second[0]
+
+    network.on_answer = early
+    network.ask(folder, coordinator)
+    assert [event["node"] for event in _events(folder, "unproven")]
+    assert [row["replies"] for row in _events(folder, "closed")] == [2, 2]
+
+
+def test_what_one_node_cannot_prove_leaves_room_to_tell_of_another(
+    folder: StudyFolder, coordinator: Coordinator, network: Network, study: Study
+) -> None:
+    told: list[tuple[int, str]] = []
+    letters = office_letters.Letters(coordinator.folder, study.name, folder.path)
+    post = Post(network, letters, lambda node, why: told.append((node, why)))
+    network.on_answer = lambda answer: Message(
+        Error(REFUSED, "SenderRefused: " + "x" * 10_000),
+        metadata=answer.metadata,  # type: ignore[call-overload]
+    )
+    for node_id in [FIRST_NODE] * 150 + [FIRST_NODE + 1]:
+        ids = post.push_messages([Message(RecordDict(), node_id, "query")])
+        (reply,) = post.pull_messages(ids)
+        assert len(reply.error.reason) <= 300
+    assert [node for node, _ in told] == [FIRST_NODE] * 100 + [FIRST_NODE + 1]
+
+
 def test_a_site_does_not_speak_under_another_sites_name(
     folder: StudyFolder, study: Study, coordinator: Coordinator, network: Network
 ) -> None:
@@ -431,6 +502,31 @@ def test_a_site_that_was_revoked_is_not_believed_any_more(
 
     revoked: list[Any] = []
     network.on_answer = then_revoke
+    short = replace(study, round_timeout=3.0)
+    (folder.path / "study.json").write_text(json.dumps(short.to_dict()))
+    with pytest.raises(QuorumMissed, match="hospital-0: Unproven: "):
+        network.ask(folder, coordinator)
+    assert load_checkpoint(folder.checkpoint, folder.study()).server_round == 1
+
+
+def test_a_sites_key_whose_time_ended_is_not_believed_though_nobody_wrote_anything(
+    folder: StudyFolder,
+    study: Study,
+    coordinator: Coordinator,
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sites = Sites(coordinator.folder)
+    site = sites.find(study.hospitals[0].name)
+    ends = utc_now() + timedelta(minutes=1)
+    sites.put(replace(site, signing=(Dated(site.signing[0].value, ends),)))
+
+    def then_wait(answer: Message) -> Message:
+        if len(_events(folder, "closed")) == 1:
+            monkeypatch.setattr(office_letters, "utc_now", lambda: ends)
+        return answer
+
+    network.on_answer = then_wait
     short = replace(study, round_timeout=3.0)
     (folder.path / "study.json").write_text(json.dumps(short.to_dict()))
     with pytest.raises(QuorumMissed, match="hospital-0: Unproven: "):
