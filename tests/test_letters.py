@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
 from fedward.client import letters as site_letters
@@ -21,6 +21,7 @@ from fedward.common.config import LocalSettings, Study
 from fedward.common.envelope import enclose, unproven_header
 from fedward.common.envelope_header import Address
 from fedward.common.errors import EnvelopeRefused, OutputRefused, PayloadRefused, QuorumMissed
+from fedward.common.files import canonical_json
 from fedward.common.instants import utc_now
 from fedward.common.letters import (
     ENVELOPE,
@@ -32,9 +33,10 @@ from fedward.common.letters import (
     unpack_question,
     unpack_refusal,
 )
-from fedward.common.messages import REFUSED, refusal_text, wire_bytes
+from fedward.common.messages import CONFIG, REFUSED, refusal_text, wire_bytes
+from fedward.common.records import pack_records
 from fedward.common.reply_codes import NOT_APPROVED
-from fedward.common.sealing_keys import SEALING_KEY_FILE
+from fedward.common.sealing_keys import SEALING_KEY_FILE, announce, create_sealing_key
 from fedward.common.thin_app import COORDINATOR_FOLDER, STUDY_FOLDER
 from fedward.server import app as app_module
 from fedward.server import letters as office_letters
@@ -173,6 +175,19 @@ def test_a_study_in_envelopes_ends_in_the_very_model_of_a_plain_one(
     assert all(set(message.content) == {ENVELOPE} for message in network.questions + network.answers)
 
 
+def test_what_is_measured_behind_the_last_round_comes_sealed_too(
+    folder: StudyFolder, study: Study, coordinator: Coordinator, network: Network
+) -> None:
+    measured = replace(study, local=replace(study.local, metric_noise_multiplier=2.0))
+    (folder.path / "study.json").write_text(json.dumps(measured.to_dict()))
+    network.ask(folder, coordinator)
+    answers = [unproven_header(one) for one in _answers(network, "measurement")]
+    assert len(answers) == HOSPITALS
+    assert all(one.sealed_to and one.address.server_round == 3 for one in answers)
+    assert folder.measured.exists()
+    assert _events(folder, "unproven") == []
+
+
 def test_every_byte_that_left_in_an_envelope_is_in_the_log(
     folder: StudyFolder, study: Study, coordinator: Coordinator, network: Network
 ) -> None:
@@ -295,6 +310,32 @@ def test_a_question_with_one_byte_changed_is_not_answered(
     reply = _sent(network, changed)
     assert refusal_text(reply)[0] in ("EnvelopeRefused", "SenderRefused", "EnvelopeMisdirected")
     assert _log(folder, 0)[-1]["message"] == "refusal"
+
+
+def test_a_question_about_another_round_than_its_envelope_is_refused(
+    folder: StudyFolder, coordinator: Coordinator, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(office_letters, "about", lambda content: ("", 2))
+    with pytest.raises(
+        QuorumMissed, match=r"EnvelopeMisdirected: A question about round 1 of .* about round 2"
+    ):
+        network.ask(folder, coordinator)
+
+
+def test_an_answer_is_sealed_to_a_key_of_the_coordinators_only(
+    folder: StudyFolder, study: Study, coordinator: Coordinator, network: Network, tmp_path: Path
+) -> None:
+    signer, now = coordinator.signer(utc_now()), int(utc_now().timestamp())
+    posing = Membership.load(_site(folder, 1)).signer()
+    posing.name = signer.name  # type: ignore[misc]
+    key = create_sealing_key(tmp_path / "k").public()
+    for number, owner in enumerate((posing, signer)):
+        address = Address(study.name, 0, "enrol", f"node {FIRST_NODE}", now * 1000 + number, now + 60)
+        question = enclose(pack_question(RecordDict(), announce(key, owner, now + 60)), address, signer)
+        reply = _sent(network, Message(as_content(question), FIRST_NODE, "query"))
+        if owner is posing:
+            _refused(network, reply, "TrustRefused", folder, 0)
+    assert reply.has_content()
 
 
 def test_a_plain_question_is_not_answered_by_a_site(
@@ -430,6 +471,31 @@ def test_an_answer_of_an_earlier_round_or_of_another_site_is_not_taken(
     assert [row["replies"] for row in _events(folder, "closed")] == [2, 2]
 
 
+def test_an_answer_that_was_held_back_is_not_taken_in_a_later_round(
+    folder: StudyFolder, coordinator: Coordinator, network: Network
+) -> None:
+    """Its number was never seen: what stops it is the round that it names, and no hospital is blamed."""
+    held: list[RecordDict] = []
+    given: list[bool] = []
+
+    def hold(answer: Message) -> Message:
+        if answer.metadata.message_type != "train" or answer.metadata.src_node_id != FIRST_NODE:
+            return answer
+        if not held:
+            held.append(answer.content)
+            return _as_error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE)(answer)
+        if len(_events(folder, "closed")) == 1 and not given:
+            given.append(True)
+            return _swapped(held[0])(answer)
+        return answer
+
+    network.on_answer = hold
+    network.ask(folder, coordinator)
+    (event,) = _events(folder, "unproven")
+    assert event["why"].startswith("EnvelopeMisdirected: A message's round is 1")
+    assert all(row["refusals"] == [] for row in _events(folder, "closed"))
+
+
 @pytest.mark.parametrize("names_its_question", [True, False])
 def test_an_answer_is_taken_for_its_own_question_only(
     folder: StudyFolder, coordinator: Coordinator, network: Network, names_its_question: bool
@@ -489,6 +555,29 @@ def test_a_site_does_not_speak_under_another_sites_name(
     network.ask(folder, coordinator)
     (event,) = _events(folder, "unproven")
     assert event["why"].startswith("SenderRefused")
+
+
+def test_a_site_does_not_claim_another_sites_place_in_the_study(
+    folder: StudyFolder, study: Study, coordinator: Coordinator, network: Network
+) -> None:
+    first, second = study.hospitals
+    own = Membership.load(_site(folder, 1)).signer()
+    profile = canonical_json({"name": first.name, "num_examples": first.num_examples})
+    claim = pack_records(RecordDict({CONFIG: ConfigRecord({"profile": profile})}))
+    forged: list[RecordDict] = []
+
+    def pose(answer: Message) -> Message:
+        if forged or answer.metadata.message_type != "query" or answer.metadata.src_node_id == FIRST_NODE:
+            return answer
+        address = unproven_header(envelope_in(answer.content)).address
+        forged.append(as_content(enclose(claim, replace(address, number=address.number + 1), own)))
+        return _swapped(forged[0])(answer)
+
+    network.on_answer = pose
+    network.ask(folder, coordinator)
+    (event,) = _events(folder, "unproven")
+    assert event["why"].startswith(f"EnvelopeMisdirected: The site '{second.name}'")
+    assert [row["replies"] for row in _events(folder, "closed")] == [2, 2]
 
 
 def test_a_site_that_was_revoked_is_not_believed_any_more(
