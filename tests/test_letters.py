@@ -172,6 +172,7 @@ def test_a_study_in_envelopes_ends_in_the_very_model_of_a_plain_one(
     run_in_process(twin.path, HOSPITALS)
     network.ask(folder, coordinator)
     assert folder.final.read_bytes() == twin.final.read_bytes()
+    assert _events(folder, "unproven") == []
     assert all(set(message.content) == {ENVELOPE} for message in network.questions + network.answers)
 
 
@@ -310,6 +311,24 @@ def test_a_question_with_one_byte_changed_is_not_answered(
     reply = _sent(network, changed)
     assert refusal_text(reply)[0] in ("EnvelopeRefused", "SenderRefused", "EnvelopeMisdirected")
     assert _log(folder, 0)[-1]["message"] == "refusal"
+
+
+def test_a_question_does_not_pass_for_one_of_another_kind(
+    folder: StudyFolder, coordinator: Coordinator, network: Network
+) -> None:
+    changed: list[Message] = []
+
+    def relabel(question: Message) -> Message:
+        if changed or question.metadata.message_type != "train":
+            return question
+        changed.append(Message(question.content, question.metadata.dst_node_id, "query.measure"))
+        return changed[0]
+
+    network.on_question = relabel
+    network.ask(folder, coordinator)
+    (event,) = _events(folder, "unproven")
+    assert event["why"].startswith("EnvelopeMisdirected: A message of kind 'train'")
+    assert [row["replies"] for row in _events(folder, "closed")] == [2, 2]
 
 
 def test_a_question_about_another_round_than_its_envelope_is_refused(
