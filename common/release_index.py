@@ -36,7 +36,11 @@ class Listed:
         Raises:
             ValueError: it is no such entry.
         """
-        if not _FILE.fullmatch(self.file) or type(self.bytes) is not int or type(self.version) is not int:
+        words = (self.study, self.digest, self.file, self.published)
+        numbers = (self.version, self.bytes)
+        is_entry = all(isinstance(one, str) for one in words) and all(type(one) is int for one in numbers)
+        # A reader sets that many bytes aside; of a negative number it would read without end.
+        if not is_entry or not _FILE.fullmatch(self.file) or self.bytes < 0:
             raise ValueError("a release's file, version or size is not what it must be")
 
 

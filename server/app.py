@@ -36,8 +36,10 @@ def main(grid: Grid, context: Context) -> None:
         with folder.held():
             buffer = io.BytesIO()
             np.save(buffer, run_rounds(grid, folder, _coordinator(context)))
-            write_atomically(folder.final, buffer.getvalue())
+            # First: with the model there, nobody would come back for the key. All rounds are closed and on
+            # the disk, so whoever resumes between the two needs no key any more.
             forget_sealing_key(folder.path)
+            write_atomically(folder.final, buffer.getvalue())
     except Refusal as refusal:
         folder.note("refused", name=refusal.name, message=str(refusal))
         raise

@@ -3,7 +3,8 @@
 A round closes when every hospital that was asked has answered, or at its deadline. While the quorum is not
 met, it also waits for hospitals that are away. An error of Flower's own (the node went offline, its reply
 was lost), of a daemon that is away, and a reply that does not prove itself are no answer: the hospital is
-asked again when it is back, and sends the reply that it stored.
+asked again when it is back, and sends the reply that it stored; one that goes on failing, after longer and
+longer pauses.
 """
 
 import itertools
@@ -12,25 +13,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from flwr.app import Message
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-from fedward.common.reply_codes import NO_DAEMON, UNPROVEN
-from fedward.server.post import Post
+from fedward.server.pauses import Pauses
+from fedward.server.post import PASSING, Post
 from fedward.server.roster import Roster
 
 _POLL_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
 _BATCH = 16  # messages in memory at a time
-# What is said of a message or a node that is gone; a hospital's own refusals have another code.
-_PASSING = (
-    ErrorCode.MESSAGE_UNAVAILABLE,
-    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
-    ErrorCode.NODE_UNAVAILABLE,
-    ErrorCode.CLIENT_APP_CRASHED,
-    NO_DAEMON,
-    UNPROVEN,
-)
 
 
 @dataclass
@@ -52,6 +43,7 @@ class Asking:
     _waiting: dict[str, int] = field(default_factory=dict)
     _answered: set[str] = field(default_factory=set)
     _failed: dict[int, Message] = field(default_factory=dict)
+    _pauses: Pauses = field(default_factory=Pauses)
 
     def replies(self, messages: Iterable[Message]) -> Iterator[Message]:
         """Push messages and yield replies as they come, one in memory at a time, until the round closes."""
@@ -89,6 +81,8 @@ class Asking:
             self._waiting |= {
                 message_id: node_id for message_id, node_id in zip(ids, nodes, strict=False) if message_id
             }
+            for node_id in set(nodes) - set(self._waiting.values()):
+                self._pauses.failed(node_id)
 
     def _pulled(self, message_id: str) -> Iterator[Message]:
         if message_id not in self._waiting:
@@ -96,8 +90,9 @@ class Asking:
         node_id = self._waiting[message_id]
         for reply in self.grid.pull_messages([message_id]):
             self._waiting.pop(message_id, None)
-            if reply.has_error() and reply.error.code in _PASSING:
+            if reply.has_error() and reply.error.code in PASSING:
                 self._failed[node_id] = reply
+                self._pauses.failed(node_id)
                 continue
             self._close(node_id)
             yield reply
@@ -116,7 +111,8 @@ class Asking:
         came = self.roster.look() - self._answered
         # One whose message was lost, though its node is there.
         asked = {self.roster.nodes[node_id].name for node_id in self._waiting.values()}
-        silent = set(self.roster.online) - self._answered - asked
+        silent = {name for name, node_id in self.roster.online.items() if self._pauses.is_over(node_id)}
+        silent -= self._answered | asked
         messages = [self.question(self.roster.online[name]) for name in sorted(came | silent)]
         for message in messages:
             message.metadata.ttl = max(1.0, left)

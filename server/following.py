@@ -21,6 +21,7 @@ from fedward.server.study_folder import PROGRESS, StudyFolder
 REASONS = frozenset(
     {kind.__name__ for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Refusal)}
     | {"NotConnected", "NoReply", "UnknownNode", "HospitalFailed"}
+    | {"Unproven", "BundleNotApproved", "DaemonSilent"}  # as `refusal_text` has them
 )
 OTHER = "other"
 

@@ -1,7 +1,9 @@
 """The coordinator's side of envelopes: a study's questions, and what its sites prove to have answered."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from flwr.app import Error, Message, RecordDict
 
@@ -29,9 +31,23 @@ from fedward.common.sealing import SealingKey
 from fedward.common.sealing_keys import SEALING_KEY_FILE, announce, create_sealing_key, load_sealing_key
 from fedward.common.trust import TrustedKey
 from fedward.server.coordinator import Coordinator
-from fedward.server.sites import SITES, Sites
+from fedward.server.sites import SITES, Site, Sites
 
 _NUMBERS, _NEXT = "numbers", "next-number"
+
+
+class Question(NamedTuple):
+    """What was asked: which node, by Flower's type of the message, and of which round."""
+
+    node_id: int
+    kind: str
+    server_round: int
+
+    @classmethod
+    def of(cls, message: Message) -> "Question":
+        """That of a message before it is enclosed."""
+        where = message.metadata
+        return cls(where.dst_node_id, where.message_type, about(message.content)[1])
 
 
 class Letters:
@@ -55,7 +71,7 @@ class Letters:
         self._next = NextNumber(coordinator / _NEXT)
         self._numbers = Numbers(coordinator / _NUMBERS)
         self._names: dict[int, str] = {}
-        self._sites: tuple[object, list[TrustedKey]] = (None, [])
+        self._sites: tuple[object, list[Site]] = (None, [])
 
     def enclosed(self, question: Message) -> RecordDict:
         """The content in which `question` travels: an envelope, good for as long as Flower keeps it.
@@ -64,51 +80,47 @@ class Letters:
             EnrolmentRefused, TrustRefused: the coordinator's keys are missing or damaged.
             LedgerRefused, OutputRefused: its number cannot be kept.
         """
-        now, node_id = utc_now(), question.metadata.dst_node_id
+        now, asked = utc_now(), Question.of(question)
         signer = Coordinator(self._coordinator).signer(now)
-        kind = QUESTIONS[question.metadata.message_type]
-        _, server_round = about(question.content)
+        kind = QUESTIONS[asked.kind]
         address = Address(
             self._study,
-            server_round,
+            asked.server_round,
             kind,
-            self._names[node_id] if kind != "enrol" else _unnamed(node_id),
+            self._names[asked.node_id] if kind != "enrol" else _unnamed(asked.node_id),
             self._next.take(now.timestamp()),
             int(now.timestamp() + question.metadata.ttl),
         )
         announced = announce(self._sealing.public(), signer, int(now.timestamp()) + LONGEST_LIFE_SECONDS)
         return as_content(enclose(pack_question(question.content, announced), address, signer))
 
-    def open(self, reply: Message, asked: str, server_round: int) -> RecordDict | Error:
+    def open(self, reply: Message, asked: Question) -> RecordDict | Error:
         """What a proven reply holds.
-
-        Args:
-            asked: Flower's type of the question.
-            server_round: what the question was about.
 
         Raises:
             EnvelopeRefused: it is not this site's answer to this question.
             PayloadRefused: it is, and cannot be read.
         """
-        node_id = reply.metadata.src_node_id
-        answer = ANSWERS[QUESTIONS[asked]]
-        opened = self._opened(envelope_in(reply.content), node_id, answer, server_round)
+        if reply.metadata.src_node_id != asked.node_id:
+            raise EnvelopeMisdirected("A reply came from another node than the one that was asked.")
+        answer = ANSWERS[QUESTIONS[asked.kind]]
+        opened = self._opened(envelope_in(reply.content), asked, answer)
         if opened.header.address.kind == REFUSAL:
             return unpack_refusal(opened.payload)
         content = unpack_records(opened.payload)
         if answer == PROFILE:
-            self._learn(node_id, content, opened.header.sender)
+            self._learn(asked.node_id, content, opened.header.sender)
         return content
 
-    def _opened(self, envelope: bytes, node_id: int, answer: str, server_round: int) -> Opened:
+    def _opened(self, envelope: bytes, asked: Question, answer: str) -> Opened:
         coordinator, now = Coordinator(self._coordinator), utc_now()
         kinds: Mapping[str, bool] = {kind: SEALED[kind] for kind in (answer, REFUSAL)}
-        sender = None if answer == PROFILE else self._names.get(node_id)
-        expected = Expected(coordinator.name, kinds, self._study, server_round, sender)
+        sender = None if answer == PROFILE else self._names[asked.node_id]
+        expected = Expected(coordinator.name, kinds, self._study, asked.server_round, sender)
         return open_envelope(
             envelope,
             expected,
-            trust=self._trust(),
+            trust=self._trust(now),
             now=now.timestamp(),
             numbers=self._numbers,
             accepted=ANY_ORDER,
@@ -125,15 +137,17 @@ class Letters:
             raise EnvelopeMisdirected(f"The site {sender!r} answers under another name, {name!r}.")
         self._names[node_id] = sender
 
-    def _trust(self) -> list[TrustedKey]:
-        """The keys of all sites that are not revoked; read anew whenever the list changed."""
-        status = (self._coordinator / SITES).stat()
-        version = (status.st_ino, status.st_mtime_ns)
-        if self._sites[0] != version:
-            now = utc_now()
-            keys = [key for site in Sites(self._coordinator).active() for key in site.keys(now)]
-            self._sites = (version, keys)
-        return self._sites[1]
+    def _trust(self, now: datetime) -> list[TrustedKey]:
+        """The keys of all sites that are not revoked; the list is read anew whenever it changed.
+
+        Which of them still count goes by the clock, so that is asked of each message.
+        """
+        path = self._coordinator / SITES
+        status = path.stat() if path.exists() else None
+        version = status and (status.st_ino, status.st_mtime_ns)
+        if status is None or self._sites[0] != version:
+            self._sites = (version, Sites(self._coordinator).active())
+        return [key for site in self._sites[1] for key in site.keys(now)]
 
 
 def _unnamed(node_id: int) -> str:

@@ -4,7 +4,7 @@ Names of studies, hospitals and refusals are public. There is no path, no addres
 could change beyond what left its hospital under privacy.
 """
 
-from collections import Counter
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -80,12 +80,11 @@ class CoordinatorMetrics:
 
 def _names(studies: Iterable[tuple[Report, Followed]]) -> list[str]:
     """One name a study: of two folders with a study of one name, the second is numbered."""
-    seen: Counter[str] = Counter()
-    names = []
+    names: list[str] = []
     for _, followed in studies:
         name = unmistakable(followed.study.name)
-        seen[name] += 1
-        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+        numbered = (name if number == 1 else f"{name} ({number})" for number in itertools.count(1))
+        names.append(next(one for one in numbered if one not in names))
     return names
 
 

@@ -1,7 +1,9 @@
 """Which node speaks for which hospital: asked when a node appears, and again when it was away.
 
 A SuperNode that was restarted has lost what it was asked, and without a registered key it has another id
-too. A name belongs to the first node that claims it for as long as that node is online; then to the next.
+too. One that answers with an error (its daemon is away, or busy for longer than the question holds; what came
+proves nothing) is asked again, after longer and longer pauses. A name belongs to the first node that claims
+it for as long as that node is online; then to the next.
 """
 
 import time
@@ -13,7 +15,7 @@ from fedward.common.config import EnrolledHospital, Study
 from fedward.common.errors import PayloadRefused, QuorumMissed
 from fedward.common.files import parse_canonical
 from fedward.common.messages import CONFIG
-from fedward.common.reply_codes import UNPROVEN
+from fedward.server.pauses import Pauses
 from fedward.server.post import Post
 
 _QUESTION_SECONDS = 60.0
@@ -39,6 +41,8 @@ class Roster:
         self._claims: dict[int, EnrolledHospital] = {}
         self._asked: dict[str, int] = {}
         self._seen: dict[int, str] = {}
+        self._failed: set[int] = set()
+        self._pauses = Pauses()
 
     def look(self) -> set[str]:
         """Ask nodes that are new or were away, take what was answered, and name the hospitals that came.
@@ -52,28 +56,32 @@ class Roster:
         for node_id in set(self._claims) - (set(connected) - set(new)):
             del self._claims[node_id]
         self._leave(set(connected) - set(new))
-        self._ask(new)
+        self._failed &= set(connected) - set(new)
+        self._ask([*new, *filter(self._pauses.is_over, sorted(self._failed))])
         self._take_answers()
         return self._come()
 
-    def _ask(self, new: list[int]) -> None:
+    def _ask(self, nodes: list[int]) -> None:
+        self._failed -= set(nodes)
         questions = [
-            Message(RecordDict(), node_id, MessageType.QUERY, ttl=_QUESTION_SECONDS) for node_id in new
+            Message(RecordDict(), node_id, MessageType.QUERY, ttl=_QUESTION_SECONDS) for node_id in nodes
         ]
         if questions:
             ids = self._grid.push_messages(questions)
             self._asked |= {
-                message_id: node_id for message_id, node_id in zip(ids, new, strict=False) if message_id
+                message_id: node_id for message_id, node_id in zip(ids, nodes, strict=False) if message_id
             }
 
     def _take_answers(self) -> None:
         for message_id, node_id in list(self._asked.items()):
             for reply in self._grid.pull_messages([message_id]):
                 self._asked.pop(message_id, None)
-                if reply.has_error() and reply.error.code == UNPROVEN:
-                    self._seen.pop(node_id, None)  # ask again
+                if reply.has_error():
+                    self._failed.add(node_id)
+                    self._pauses.failed(node_id)
                 hospital = _named(reply, self._enrolled)
                 if hospital is not None:
+                    self._pauses.answered(node_id)
                     self._claims[node_id] = hospital
 
     def _leave(self, still: set[int]) -> None:

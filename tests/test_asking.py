@@ -14,7 +14,9 @@ from flwr.supercore.task_identity import TaskIdentity
 from fedward.common.config import LocalSettings, Study
 from fedward.common.files import canonical_json
 from fedward.common.messages import CONFIG
+from fedward.common.reply_codes import NO_DAEMON, UNPROVEN
 from fedward.server import asking as asking_module
+from fedward.server import pauses as pauses_module
 from fedward.server.asking import Asking
 from fedward.server.roster import Roster
 
@@ -220,6 +222,40 @@ def test_a_hospitals_own_error_is_its_answer_and_it_is_not_asked_again(study: St
     came, _, _ = _round(grid, study, 60.0)
     assert (came, refusing.asked) == ([100], 1)
     assert time.monotonic() - started < 20.0
+
+
+def test_a_hospital_that_goes_on_failing_is_asked_after_longer_and_longer_pauses(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pauses_module, "_FIRST_SECONDS", 0.05)
+    grid = SitesGrid(_sites())
+    failing = grid.sites[101]
+    failing.reply = lambda message: (  # type: ignore[method-assign]
+        Message(Error(NO_DAEMON, ""), reply_to=message)
+        if message.metadata.message_type == TRAIN
+        else Site.reply(failing, message)
+    )
+    came, _, _ = _round(grid, study, 1.5)
+    assert came == [100]
+    assert 3 <= failing.asked <= 6  # at 0, .05, .15, .35, .75 seconds
+
+
+def test_a_node_that_could_not_say_who_it_is_is_asked_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pauses_module, "_FIRST_SECONDS", 0.02)
+    grid = SitesGrid(_sites())
+    away = grid.sites[101]
+    errors = [NO_DAEMON, ErrorCode.MESSAGE_UNAVAILABLE, UNPROVEN]
+    away.reply = lambda message: (  # type: ignore[method-assign]
+        Message(Error(errors.pop(0), ""), reply_to=message) if errors else Site.reply(away, message)
+    )
+    roster = Roster(grid, study)
+    for _ in range(60):
+        roster.look()
+        time.sleep(0.005)
+    assert roster.online == {"hospital-0": 100, "hospital-1": 101}
+    assert len(grid.pushed) == 2 + 3
 
 
 def test_what_is_asked_again_ends_with_the_round(study: Study) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 
 from fedward.client import letters as site_letters
 from fedward.client.app import app as client_app
@@ -19,7 +20,8 @@ from fedward.client.state_folder import NODE_ID
 from fedward.common.config import LocalSettings, Study
 from fedward.common.envelope import enclose, unproven_header
 from fedward.common.envelope_header import Address
-from fedward.common.errors import EnvelopeRefused, PayloadRefused, QuorumMissed
+from fedward.common.errors import EnvelopeRefused, OutputRefused, PayloadRefused, QuorumMissed
+from fedward.common.files import canonical_json
 from fedward.common.instants import utc_now
 from fedward.common.letters import (
     ENVELOPE,
@@ -31,13 +33,19 @@ from fedward.common.letters import (
     unpack_question,
     unpack_refusal,
 )
-from fedward.common.messages import REFUSED, refusal_text, wire_bytes
-from fedward.common.sealing_keys import SEALING_KEY_FILE
+from fedward.common.messages import CONFIG, REFUSED, refusal_text, wire_bytes
+from fedward.common.records import pack_records
+from fedward.common.reply_codes import NOT_APPROVED
+from fedward.common.sealing_keys import SEALING_KEY_FILE, announce, create_sealing_key
 from fedward.common.thin_app import COORDINATOR_FOLDER, STUDY_FOLDER
+from fedward.server import app as app_module
+from fedward.server import letters as office_letters
 from fedward.server.app import app as server_app
 from fedward.server.checkpoint import load_checkpoint
 from fedward.server.coordinator import Coordinator
 from fedward.server.enrolment import revoke
+from fedward.server.post import Post
+from fedward.server.sites import Dated, Sites
 from fedward.server.study_folder import StudyFolder
 from fedward.simulations.federation import InProcessGrid, run_in_process
 
@@ -164,7 +172,21 @@ def test_a_study_in_envelopes_ends_in_the_very_model_of_a_plain_one(
     run_in_process(twin.path, HOSPITALS)
     network.ask(folder, coordinator)
     assert folder.final.read_bytes() == twin.final.read_bytes()
+    assert _events(folder, "unproven") == []
     assert all(set(message.content) == {ENVELOPE} for message in network.questions + network.answers)
+
+
+def test_what_is_measured_behind_the_last_round_comes_sealed_too(
+    folder: StudyFolder, study: Study, coordinator: Coordinator, network: Network
+) -> None:
+    measured = replace(study, local=replace(study.local, metric_noise_multiplier=2.0))
+    (folder.path / "study.json").write_text(json.dumps(measured.to_dict()))
+    network.ask(folder, coordinator)
+    answers = [unproven_header(one) for one in _answers(network, "measurement")]
+    assert len(answers) == HOSPITALS
+    assert all(one.sealed_to and one.address.server_round == 3 for one in answers)
+    assert folder.measured.exists()
+    assert _events(folder, "unproven") == []
 
 
 def test_every_byte_that_left_in_an_envelope_is_in_the_log(
@@ -203,6 +225,24 @@ def test_no_update_can_be_read_on_the_way_nor_once_the_study_has_ended(
     assert windows
     assert not any(window in update for update in updates for window in windows if any(window))
     assert len(set(keys)) == 1
+    assert not (folder.path / SEALING_KEY_FILE).exists()
+
+
+def test_a_coordinator_that_dies_before_the_model_is_written_leaves_no_key_and_resumes(
+    folder: StudyFolder, coordinator: Coordinator, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OutputRefused("The disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(app_module, "write_atomically", full)
+        with pytest.raises(OutputRefused):
+            network.ask(folder, coordinator)
+    assert not (folder.path / SEALING_KEY_FILE).exists()
+    asked = len(network.questions)
+    network.ask(folder, coordinator)
+    assert folder.final.exists()
+    assert len(network.questions) == asked
     assert not (folder.path / SEALING_KEY_FILE).exists()
 
 
@@ -271,6 +311,50 @@ def test_a_question_with_one_byte_changed_is_not_answered(
     reply = _sent(network, changed)
     assert refusal_text(reply)[0] in ("EnvelopeRefused", "SenderRefused", "EnvelopeMisdirected")
     assert _log(folder, 0)[-1]["message"] == "refusal"
+
+
+def test_a_question_does_not_pass_for_one_of_another_kind(
+    folder: StudyFolder, coordinator: Coordinator, network: Network
+) -> None:
+    changed: list[Message] = []
+
+    def relabel(question: Message) -> Message:
+        if changed or question.metadata.message_type != "train":
+            return question
+        changed.append(Message(question.content, question.metadata.dst_node_id, "query.measure"))
+        return changed[0]
+
+    network.on_question = relabel
+    network.ask(folder, coordinator)
+    (event,) = _events(folder, "unproven")
+    assert event["why"].startswith("EnvelopeMisdirected: A message of kind 'train'")
+    assert [row["replies"] for row in _events(folder, "closed")] == [2, 2]
+
+
+def test_a_question_about_another_round_than_its_envelope_is_refused(
+    folder: StudyFolder, coordinator: Coordinator, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(office_letters, "about", lambda content: ("", 2))
+    with pytest.raises(
+        QuorumMissed, match=r"EnvelopeMisdirected: A question about round 1 of .* about round 2"
+    ):
+        network.ask(folder, coordinator)
+
+
+def test_an_answer_is_sealed_to_a_key_of_the_coordinators_only(
+    folder: StudyFolder, study: Study, coordinator: Coordinator, network: Network, tmp_path: Path
+) -> None:
+    signer, now = coordinator.signer(utc_now()), int(utc_now().timestamp())
+    posing = Membership.load(_site(folder, 1)).signer()
+    posing.name = signer.name  # type: ignore[misc]
+    key = create_sealing_key(tmp_path / "k").public()
+    for number, owner in enumerate((posing, signer)):
+        address = Address(study.name, 0, "enrol", f"node {FIRST_NODE}", now * 1000 + number, now + 60)
+        question = enclose(pack_question(RecordDict(), announce(key, owner, now + 60)), address, signer)
+        reply = _sent(network, Message(as_content(question), FIRST_NODE, "query"))
+        if owner is posing:
+            _refused(network, reply, "TrustRefused", folder, 0)
+    assert reply.has_content()
 
 
 def test_a_plain_question_is_not_answered_by_a_site(
@@ -357,11 +441,17 @@ def _not_bytes(answer: Message) -> Message:
     return _swapped(RecordDict({ENVELOPE: record}))(answer)
 
 
+def _as_error(code: int) -> Change:
+    return lambda answer: Message(Error(code, "no"), metadata=answer.metadata)  # type: ignore[call-overload,no-any-return]
+
+
 FORGERIES = {
     "its header changed": _flipped(60),
     "its body changed": _flipped(1000),
     "its signature changed": _flipped(-1),
     "an unsigned refusal": _as_refusal,
+    "an unsigned failure": _as_error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION),
+    "an unsigned word of the bundle": _as_error(NOT_APPROVED),
     "nothing": _swapped(RecordDict()),
     "no bytes": _not_bytes,
 }
@@ -400,6 +490,72 @@ def test_an_answer_of_an_earlier_round_or_of_another_site_is_not_taken(
     assert [row["replies"] for row in _events(folder, "closed")] == [2, 2]
 
 
+def test_an_answer_that_was_held_back_is_not_taken_in_a_later_round(
+    folder: StudyFolder, coordinator: Coordinator, network: Network
+) -> None:
+    """Its number was never seen: what stops it is the round that it names, and no hospital is blamed."""
+    held: list[RecordDict] = []
+    given: list[bool] = []
+
+    def hold(answer: Message) -> Message:
+        if answer.metadata.message_type != "train" or answer.metadata.src_node_id != FIRST_NODE:
+            return answer
+        if not held:
+            held.append(answer.content)
+            return _as_error(ErrorCode.REPLY_MESSAGE_UNAVAILABLE)(answer)
+        if len(_events(folder, "closed")) == 1 and not given:
+            given.append(True)
+            return _swapped(held[0])(answer)
+        return answer
+
+    network.on_answer = hold
+    network.ask(folder, coordinator)
+    (event,) = _events(folder, "unproven")
+    assert event["why"].startswith("EnvelopeMisdirected: A message's round is 1")
+    assert all(row["refusals"] == [] for row in _events(folder, "closed"))
+
+
+@pytest.mark.parametrize("names_its_question", [True, False])
+def test_an_answer_is_taken_for_its_own_question_only(
+    folder: StudyFolder, coordinator: Coordinator, network: Network, names_its_question: bool
+) -> None:
+    """SuperLink says which question a reply answers, and from which node it is: it hands over the second
+    hospital's answer as if the first had been heard with it."""
+    second: list[Message] = []
+
+    def early(answer: Message) -> Message:
+        if second or answer.metadata.message_type != "train":
+            return answer
+        pending = next(m for m in network._pending.values() if m.metadata.dst_node_id == FIRST_NODE + 1)
+        second.append(next(iter(InProcessGrid.pull_messages(network, [pending.metadata.message_id]))))
+        if not names_its_question:
+            where = second[0].metadata.__dict__
+            where["_reply_to_message_id"] = answer.metadata.reply_to_message_id
+        return second[0]
+
+    network.on_answer = early
+    network.ask(folder, coordinator)
+    assert [event["node"] for event in _events(folder, "unproven")]
+    assert [row["replies"] for row in _events(folder, "closed")] == [2, 2]
+
+
+def test_what_one_node_cannot_prove_leaves_room_to_tell_of_another(
+    folder: StudyFolder, coordinator: Coordinator, network: Network, study: Study
+) -> None:
+    told: list[tuple[int, str]] = []
+    letters = office_letters.Letters(coordinator.folder, study.name, folder.path)
+    post = Post(network, letters, lambda node, why: told.append((node, why)))
+    network.on_answer = lambda answer: Message(
+        Error(REFUSED, "SenderRefused: " + "x" * 10_000),
+        metadata=answer.metadata,  # type: ignore[call-overload]
+    )
+    for node_id in [FIRST_NODE] * 150 + [FIRST_NODE + 1]:
+        ids = post.push_messages([Message(RecordDict(), node_id, "query")])
+        (reply,) = post.pull_messages(ids)
+        assert len(reply.error.reason) <= 300
+    assert [node for node, _ in told] == [FIRST_NODE] * 100 + [FIRST_NODE + 1]
+
+
 def test_a_site_does_not_speak_under_another_sites_name(
     folder: StudyFolder, study: Study, coordinator: Coordinator, network: Network
 ) -> None:
@@ -420,6 +576,29 @@ def test_a_site_does_not_speak_under_another_sites_name(
     assert event["why"].startswith("SenderRefused")
 
 
+def test_a_site_does_not_claim_another_sites_place_in_the_study(
+    folder: StudyFolder, study: Study, coordinator: Coordinator, network: Network
+) -> None:
+    first, second = study.hospitals
+    own = Membership.load(_site(folder, 1)).signer()
+    profile = canonical_json({"name": first.name, "num_examples": first.num_examples})
+    claim = pack_records(RecordDict({CONFIG: ConfigRecord({"profile": profile})}))
+    forged: list[RecordDict] = []
+
+    def pose(answer: Message) -> Message:
+        if forged or answer.metadata.message_type != "query" or answer.metadata.src_node_id == FIRST_NODE:
+            return answer
+        address = unproven_header(envelope_in(answer.content)).address
+        forged.append(as_content(enclose(claim, replace(address, number=address.number + 1), own)))
+        return _swapped(forged[0])(answer)
+
+    network.on_answer = pose
+    network.ask(folder, coordinator)
+    (event,) = _events(folder, "unproven")
+    assert event["why"].startswith(f"EnvelopeMisdirected: The site '{second.name}'")
+    assert [row["replies"] for row in _events(folder, "closed")] == [2, 2]
+
+
 def test_a_site_that_was_revoked_is_not_believed_any_more(
     folder: StudyFolder, study: Study, coordinator: Coordinator, network: Network
 ) -> None:
@@ -431,6 +610,31 @@ def test_a_site_that_was_revoked_is_not_believed_any_more(
 
     revoked: list[Any] = []
     network.on_answer = then_revoke
+    short = replace(study, round_timeout=3.0)
+    (folder.path / "study.json").write_text(json.dumps(short.to_dict()))
+    with pytest.raises(QuorumMissed, match="hospital-0: Unproven: "):
+        network.ask(folder, coordinator)
+    assert load_checkpoint(folder.checkpoint, folder.study()).server_round == 1
+
+
+def test_a_sites_key_whose_time_ended_is_not_believed_though_nobody_wrote_anything(
+    folder: StudyFolder,
+    study: Study,
+    coordinator: Coordinator,
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sites = Sites(coordinator.folder)
+    site = sites.find(study.hospitals[0].name)
+    ends = utc_now() + timedelta(minutes=1)
+    sites.put(replace(site, signing=(Dated(site.signing[0].value, ends),)))
+
+    def then_wait(answer: Message) -> Message:
+        if len(_events(folder, "closed")) == 1:
+            monkeypatch.setattr(office_letters, "utc_now", lambda: ends)
+        return answer
+
+    network.on_answer = then_wait
     short = replace(study, round_timeout=3.0)
     (folder.path / "study.json").write_text(json.dumps(short.to_dict()))
     with pytest.raises(QuorumMissed, match="hospital-0: Unproven: "):

@@ -7,10 +7,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from flwr.app import Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedward.client import prometheus as hospital_side
 from fedward.client.prometheus import HospitalMetrics
@@ -21,9 +24,12 @@ from fedward.common.exposition import exposed
 from fedward.common.flower_tools import free_port
 from fedward.common.instants import utc_now
 from fedward.common.logs import ALWAYS, FIELDS
+from fedward.common.messages import refusal_text
+from fedward.common.reply_codes import NO_DAEMON, NOT_APPROVED, REFUSED, UNPROVEN
 from fedward.common.supervision import end
 from fedward.server import prometheus as coordinator_side
 from fedward.server.enrolment import CERTIFICATE_LIFETIME
+from fedward.server.following import REASONS
 from fedward.server.orders import Orders, Report
 from fedward.server.prometheus import CoordinatorMetrics
 from fedward.server.study_folder import StudyFolder
@@ -181,6 +187,17 @@ def test_two_studies_of_one_name_are_told_apart(ordered: Path, finished: StudyFo
     twin.create(finished.study(), None)
     Orders(ordered).give(twin.path, False)
     assert len(read(exposed(CoordinatorMetrics(ordered)()))["fedward_rounds_closed"]) == 2
+    numbered = StudyFolder(tmp_path / "numbered")
+    numbered.create(replace(finished.study(), name=f"{finished.study().name} (2)"), None)
+    Orders(ordered).give(numbered.path, False)
+    assert len(read(exposed(CoordinatorMetrics(ordered)()))["fedward_rounds_closed"]) == 3
+
+
+@pytest.mark.parametrize("code", [UNPROVEN, NOT_APPROVED, NO_DAEMON, 2, REFUSED])
+def test_whatever_an_answer_was_lost_for_has_a_name_of_its_own(code: int) -> None:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    reply = Message(Error(code, "BudgetRefused: no"), reply_to=Message(RecordDict(), 1, "train"))
+    assert refusal_text(reply)[0] in REASONS
 
 
 def test_a_hospital_tells_of_its_budget_and_of_what_left_and_of_nothing_else(finished: StudyFolder) -> None:

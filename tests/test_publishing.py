@@ -10,6 +10,7 @@ from fedward.client.registry import Registry
 from fedward.common.bundle import read_bundle
 from fedward.common.config import LocalSettings, Study
 from fedward.common.errors import CheckpointRefused, OutputRefused
+from fedward.common.files import canonical_json
 from fedward.common.instants import utc_now
 from fedward.common.release_index import INDEX, Listed, listed
 from fedward.server.coordinator import Coordinator
@@ -82,6 +83,23 @@ def test_a_damaged_index_is_refused_and_not_written_over(
 def test_an_index_cannot_name_a_file_elsewhere(file: str) -> None:
     with pytest.raises(ValueError, match="not what it must be"):
         Listed("s", 1, "d", file, 3, "2026-01-01T00:00:00Z")
+
+
+@pytest.mark.parametrize(
+    "changed", [{"bytes": -2}, {"bytes": True}, {"version": "1"}, {"study": 3}, {"digest": None}, {"file": 1}]
+)
+def test_an_entry_with_a_value_that_none_has_is_refused(changed: dict[str, object]) -> None:
+    entry = {
+        "study": "s",
+        "version": 1,
+        "digest": "d",
+        "file": f"{'a' * 64}.tar",
+        "bytes": 3,
+        "published": "t",
+    }
+    assert listed(canonical_json({"releases": [entry]}))[0].bytes == 3
+    with pytest.raises(ValueError, match="not what it must be"):
+        listed(canonical_json({"releases": [{**entry, **changed}]}))
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"releases":[{}]}', b'{"releases":3}', b'{"a": 1}'])
