@@ -126,7 +126,7 @@ def simulate(
         str,
         _option(
             _COORDINATOR,
-            "How updates travel: fp32, int8, or with noise coded8, coded4, coded3, coded2: at most so many "
+            "How updates travel: fp32, int8, or with noise coded8, coded4, coded3, coded2: about so many "
             "bits a weight.",
             "--uplink-codec",
             "--uplink",
