@@ -19,7 +19,7 @@ from fedward.common.codec import LARGEST_STEP, SMALLEST_STEP
 from fedward.common.config import LocalSettings
 from fedward.common.errors import SettingRefused
 
-# Parts of the noise's deviation. Of pure noise, entropy: 6.88, 3.88, 2.89 and 1.95 bits a value.
+# Parts of the noise's deviation. Of pure noise, entropy: 6.88, 3.88, 2.90 and 1.95 bits a value.
 STEPS = {"coded8": 9 / 256, "coded4": 9 / 32, "coded3": 9 / 16, "coded2": 9 / 8}
 
 

@@ -135,6 +135,18 @@ def test_the_bytes_of_version_1_worked_out_by_hand() -> None:
     assert zstandard.ZstdDecompressor().decompress(payload[24:]) == codes
 
 
+IDS = {"coded8": (3, 8), "coded4": (4, 8), "coded3": (5, 4), "coded2": (6, 4)}
+
+
+@pytest.mark.parametrize("name", CODED)
+def test_what_version_1_wrote_is_read_for_ever(name: str) -> None:
+    identity, width = IDS[name]
+    frame = bytes.fromhex({8: "28b52ffd2005290000ff0203fd00", 4: "28b52ffd20031900002fd300"}[width])
+    payload = b"FWD1" + bytes([identity, 0, 0, 0]) + struct.pack("<Qd", 5, 0.25) + frame
+    values = decode(np.frombuffer(payload, np.uint8), 5, name, 0.25)
+    assert values.tolist() == [-0.25, 0.5, 0.75, -0.75, 0.0]
+
+
 def test_an_empty_vector_has_no_codes() -> None:
     for name in CODED:
         payload = encode(np.zeros(0, np.float32), name, 0.5)
