@@ -36,6 +36,7 @@ from fedward.common.locks import FileLock
 from fedward.common.measure_messages import CODEC, MeasureReply, MeasureRequest
 from fedward.common.messages import ANCHOR, FISHER, LATENTS, TEACHER, TrainReply, TrainRequest
 from fedward.common.models import build_student, parameter_count, unflatten
+from fedward.common.rounding import uplink_step
 
 RECORDS = "data.npz"
 _LONGEST_ROUND_SECONDS = 3600.0
@@ -200,16 +201,18 @@ class Hospital:
         if request.codec[1] not in CODECS:
             raise RequestRefused(f"The reply is asked for in a codec that is none of {', '.join(CODECS)}.")
         local_round = self._work(request)
+        codec, profile = request.codec[1], self.profile
+        step = uplink_step(codec, request.settings, request.learning_rate, profile.num_examples)
         generator, anchor = self._account.open(work)
         change, accountant = train(local_round, self._records, generator)
         _recount(accountant.history, request.settings)
         return TrainReply(
             request.study,
             request.server_round,
-            self.profile.name,
-            self.profile.num_examples,
-            request.codec[1],
-            encode(change.numpy(), request.codec[1]),
+            profile.name,
+            profile.num_examples,
+            codec,
+            encode(change.numpy(), codec, step),
             anchor,
         ).to_bytes()
 

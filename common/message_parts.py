@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from fedward.common.codec import Payload, codec_id
+from fedward.common.codec import DOWNLINK_CODECS, Payload, codec_id
 from fedward.common.errors import PayloadRefused, SettingRefused
 from fedward.common.files import parse_canonical
 
@@ -78,7 +78,7 @@ def read_codecs(value: object) -> tuple[str, str]:
     """(downlink, uplink) of a header's field.
 
     Raises:
-        PayloadRefused: no pair.
+        PayloadRefused: no pair, or the first is one for updates only.
         UnknownName: a codec that does not exist.
     """
     if not isinstance(value, list) or len(value) != 2:
@@ -86,6 +86,8 @@ def read_codecs(value: object) -> tuple[str, str]:
     names = str(value[0]), str(value[1])
     for name in names:
         codec_id(name)  # refused here, before anything is charged
+    if names[0] not in DOWNLINK_CODECS:
+        raise PayloadRefused(f"A model does not travel in codec {names[0]!r}: that is for noised updates.")
     return names
 
 

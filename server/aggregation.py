@@ -7,6 +7,7 @@ import numpy as np
 from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
 from fedward.common.errors import UpdateRefused
+from fedward.common.rounding import uplink_step
 
 # The public grid: 2^-24. With |value| < 2^9 and a total weight < 2^30 the sum stays below 2^63.
 _GRID_BITS = 24
@@ -45,18 +46,34 @@ class IntegerMean:
         return (self._sum / (self.weight * 2.0**_GRID_BITS)).astype(np.float32)
 
 
-def norm_bound(settings: LocalSettings, learning_rate: float, num_examples: int, count: int) -> float:
+def norm_bound(
+    settings: LocalSettings, learning_rate: float, num_examples: int, count: int, codec: str = "fp32"
+) -> float:
     """Largest L2 norm that an honest update has, but for a chance of about 1e-9, from public constants.
 
     A step moves the latents by lr/(q n) * (clipped sum + noise). The sum of B units' clipped gradients is at
     most B*C, with B below its binomial mean by more than six standard deviations hardly ever exceeded, and
     the noise's norm is sigma*C*chi(count) <= sigma*C*(sqrt(count) + 6.5) (Laurent & Massart 2000). A small
-    site's noise is rightly large: n stands in the denominator. The last factor allows for 8-bit rounding.
+    site's noise is rightly large: n stands in the denominator. The last factor allows for 8-bit rounding by
+    blocks; what a coded codec's public step adds is said in `_rounded`.
     """
     q, sigma, clip = settings.sample_rate, settings.noise_multiplier, settings.max_grad_norm
     drawn = min(float(num_examples), q * num_examples + 6.5 * math.sqrt(q * (1 - q) * num_examples) + 10)
     step = (drawn + sigma * (math.sqrt(count) + 6.5)) * clip / (q * num_examples)
-    return 1.05 * learning_rate * settings.local_steps * step
+    bound = 1.05 * learning_rate * settings.local_steps * step
+    public_step = uplink_step(codec, settings, learning_rate, num_examples)
+    return bound if public_step is None else _rounded(bound, public_step, count)
+
+
+def _rounded(bound: float, step: float, count: int) -> float:
+    """Largest norm after rounding at `step` of what had a norm of at most `bound`.
+
+    The noise dithers (`fedward.common.rounding`), so each error is uniform over a step, of deviation
+    e = step / sqrt(12), and unrelated to the value. All of them have a norm of at most e (sqrt(count) + 6.5),
+    and along the update at most 6.5 e, but for a chance of about 1e-9.
+    """
+    error = step / math.sqrt(12)
+    return math.hypot(bound + 6.5 * error, error * (math.sqrt(count) + 6.5))
 
 
 def screen(update: Vector, bound: float) -> None:

@@ -35,6 +35,9 @@ def plan(
         int | None, typer.Option(help="Fewest replies that close a round; half if not given.")
     ] = None,
     round_timeout: Annotated[float, typer.Option(help="Seconds that a round waits.")] = _RECIPE.round_timeout,
+    uplink_codec: Annotated[
+        str, typer.Option(help="How updates travel: fp32, int8, coded8, coded4, coded3 or coded2.")
+    ] = _RECIPE.uplink_codec,
     state: Annotated[Path | None, typer.Option(help="The coordinator's state folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -53,6 +56,7 @@ def plan(
         sample_rate=sample_rate,
         quorum=quorum,
         round_timeout=round_timeout,
+        uplink_codec=uplink_codec,
     )
     made = plan_deployed(asked, coordinator, read_npz(reference), study)
     sites, noise = [one.name for one in made.hospitals], made.local.noise_multiplier

@@ -10,6 +10,7 @@ from fedward.common.datasets import ImageDataset
 from fedward.common.errors import SettingRefused
 from fedward.common.measurement import measurements
 from fedward.common.privacy import noise_multiplier
+from fedward.common.rounding import noise_deviation
 from fedward.server.coordinator import Coordinator
 from fedward.server.reference import class_prior, halve
 from fedward.server.shelf import published
@@ -28,6 +29,7 @@ class Plan:
         name: of the study.
         sites: names or ids of those that take part; empty for all that are enrolled and not revoked.
         quorum: fewest usable replies that close a round; None for half of the sites.
+        uplink_codec: of `fedward.common.codec.CODECS`.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Plan:
     sample_rate: float = 0.25
     quorum: int | None = None
     round_timeout: float = 3600.0
+    uplink_codec: str = "int8"
 
 
 def plan_deployed(plan: Plan, coordinator: Coordinator, dataset: ImageDataset, path: Path) -> Study:
@@ -70,7 +73,7 @@ def plan_deployed(plan: Plan, coordinator: Coordinator, dataset: ImageDataset, p
         server_learning_rate=1.0,
         server_momentum=0.0,
         averaged_rounds=20,
-        uplink_codec="int8",
+        uplink_codec=plan.uplink_codec,
         downlink_codec="int8",
         quorum=math.ceil(len(enrolled) / 2) if plan.quorum is None else plan.quorum,
         round_timeout=plan.round_timeout,
@@ -128,8 +131,7 @@ def _check_noise(study: Study) -> None:
     """
     local = study.local
     largest = sorted(hospital.num_examples for hospital in study.hospitals)[-study.quorum]
-    deviation = study.learning_rate * local.noise_multiplier * local.max_grad_norm
-    deviation *= math.sqrt(local.local_steps) / (local.sample_rate * largest)
+    deviation = noise_deviation(local, study.learning_rate, largest)
     if 4 * deviation > _LARGEST_STEP:
         raise SettingRefused(
             f"With these settings a round's noise alone moves each weight by {deviation:.3g}, and nothing is "

@@ -33,6 +33,7 @@ from fedward.common.messages import (
     addressed,
     refusal_text,
 )
+from fedward.common.rounding import uplink_step
 from fedward.server.aggregation import IntegerMean, norm_bound, screen
 from fedward.server.checkpoint import Progress
 from fedward.server.senders import (
@@ -198,13 +199,16 @@ class FedwardAvg(FedAvg):
         ):
             if want != got:
                 raise UpdateRefused(f"The reply is of {what} {got!r}, where {want!r} was asked for.")
-        update = decode(content.update, len(self.progress.latents), content.codec)
+        rate = self.study.learning_rate_at(server_round)
+        step = uplink_step(content.codec, self.study.local, rate, hospital.num_examples)
+        update = decode(content.update, len(self.progress.latents), content.codec, step)
         screen(update, self._bound(server_round, hospital.num_examples))
         return update
 
     def _bound(self, server_round: int, num_examples: int) -> float:
         local, count = self.study.local, len(self.progress.latents)
-        bound = norm_bound(local, self.study.learning_rate_at(server_round), num_examples, count)
+        rate, codec = self.study.learning_rate_at(server_round), self.study.uplink_codec
+        bound = norm_bound(local, rate, num_examples, count, codec)
         if local.ewc_lambda == 0.0:
             return bound
         # EWC's pull moves each latent toward the anchor, never past it.

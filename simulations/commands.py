@@ -122,8 +122,20 @@ def simulate(
     round_timeout: Annotated[
         float, _option(_COORDINATOR, "Seconds that a round waits for replies.")
     ] = _D.round_timeout,
-    uplink: Annotated[str, _option(_COORDINATOR, "How updates travel: fp32 or int8.")] = _D.uplink,
-    downlink: Annotated[str, _option(_COORDINATOR, "How the model travels: fp32 or int8.")] = _D.downlink,
+    uplink: Annotated[
+        str,
+        _option(
+            _COORDINATOR,
+            "How updates travel: fp32, int8, or with noise coded8, coded4, coded3, coded2: about so many "
+            "bits a weight.",
+            "--uplink-codec",
+            "--uplink",
+        ),
+    ] = _D.uplink,
+    downlink: Annotated[
+        str,
+        _option(_COORDINATOR, "How the model travels: fp32 or int8.", "--downlink-codec", "--downlink"),
+    ] = _D.downlink,
     reference: Annotated[
         str,
         _option(

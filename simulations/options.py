@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedward.common.codec import CODECS
+from fedward.common.codec import CODECS, DOWNLINK_CODECS
 from fedward.common.config import (
     AUGMENTATIONS,
     SCHEDULES,
@@ -38,7 +38,7 @@ _KNOWN = {
     "schedule": SCHEDULES,
     "augmentation": AUGMENTATIONS,
     "uplink": tuple(CODECS),
-    "downlink": tuple(CODECS),
+    "downlink": DOWNLINK_CODECS,
 }
 # Settings of a study that the command calls otherwise.
 _OPTION_OF = {
@@ -101,7 +101,7 @@ class Options:
         """
         for what, known in _KNOWN.items():
             if (value := getattr(self, what)) not in known:
-                name = f"{what} codec" if known == tuple(CODECS) else what
+                name = f"{what} codec" if what in ("uplink", "downlink") else what
                 raise UnknownName(f"There is no {name} {value!r}; choose one of {', '.join(known)}.")
         if not 1 <= self.hospitals <= 10_000:
             raise SettingRefused(f"A simulation has 1 to 10,000 hospitals, not {self.hospitals}.")
@@ -137,6 +137,10 @@ class Options:
             raise SettingRefused("--ewc-fisher needs --ewc-lambda: it is the Fisher that EWC pulls with.")
         if self.ewc_fisher is not None and self.ewc_reference is not None:
             raise SettingRefused("--ewc-fisher is a Fisher already: leave out --ewc-reference, or that.")
+        if self.epsilon is None and self.uplink not in DOWNLINK_CODECS:
+            raise SettingRefused(
+                f"--uplink-codec {self.uplink} rounds at a part of the noise: leave out --epsilon none."
+            )
         for flag, sigma in (
             ("--private-metrics", self.private_metrics),
             ("--private-fisher", self.private_fisher),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fedward.common.codec import Vector, decode, encode
 from fedward.common.config import LocalSettings
 from fedward.common.errors import UpdateRefused
+from fedward.common.rounding import uplink_step
 from fedward.server.aggregation import IntegerMean, norm_bound, screen
 
 Drawn = list[tuple[list[float], int]]
@@ -176,3 +177,44 @@ def test_what_is_not_finite_is_refused_whatever_the_bound(value: float) -> None:
 def test_a_norm_too_large_for_float32_is_still_a_norm() -> None:
     with pytest.raises(UpdateRefused, match="above"):
         screen(np.full(1000, 3e38, np.float32), 1.0)
+
+
+@pytest.mark.parametrize("codec", ["coded8", "coded4", "coded3", "coded2"])
+@pytest.mark.parametrize("declared", [10, 590, 100_000])
+@pytest.mark.parametrize(("sigma", "steps"), [(0.7, 5), (9.57, 1), (60.0, 40)])
+@pytest.mark.parametrize("count", [3, 2000])
+def test_no_honest_update_is_refused_for_being_rounded_at_the_public_step(
+    make_local: LocalMaker, codec: str, declared: int, sigma: float, steps: int, count: int
+) -> None:
+    """Even one whose norm is at the bound before it is rounded, wherever its values lie in their steps."""
+    local = make_local(noise_multiplier=sigma, local_steps=steps, max_grad_norm=0.4)
+    step, plain = uplink_step(codec, local, 0.3, declared), norm_bound(local, 0.3, declared, count)
+    for seed in range(20):
+        direction = np.random.default_rng(seed).normal(size=count)
+        update = (direction * plain / np.linalg.norm(direction)).astype(np.float32)
+        rounded = decode(encode(update, codec, step), count, codec, step)
+        screen(rounded, norm_bound(local, 0.3, declared, count, codec))
+
+
+@pytest.mark.parametrize(
+    ("codec", "most"), [("coded8", 1.001), ("coded4", 1.01), ("coded3", 1.02), ("coded2", 1.06)]
+)
+def test_rounding_widens_the_bound_by_little(make_local: LocalMaker, codec: str, most: float) -> None:
+    local = make_local(noise_multiplier=4.0, sample_rate=0.25)
+    plain, wide = norm_bound(local, 0.3, 590, 60_000), norm_bound(local, 0.3, 590, 60_000, codec)
+    assert plain < wide < most * plain
+    assert norm_bound(local, 0.3, 590, 60_000, "int8") == plain
+
+
+@given(st.permutations(range(6)), st.sampled_from(["coded8", "coded4", "coded3", "coded2"]))
+@settings(max_examples=20, deadline=None)
+def test_the_sum_of_rounded_updates_is_exact_in_any_order(order: list[int], codec: str) -> None:
+    step = 0.37
+    drawn = [np.random.default_rng(seed).normal(size=50).astype(np.float32) for seed in range(6)]
+    updates = [
+        (decode(encode(one, codec, step), 50, codec, step), 590 + 10 * k) for k, one in enumerate(drawn)
+    ]
+    shuffled = _folded([updates[place] for place in order])
+    assert shuffled.mean().tobytes() == _folded(updates).mean().tobytes()
+    exact = np.average([one for one, _ in updates], axis=0, weights=[weight for _, weight in updates])
+    assert np.abs(shuffled.mean() - exact).max() <= GRID

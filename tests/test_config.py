@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedward.common.codec import CODECS
+from fedward.common.codec import CODECS, DOWNLINK_CODECS
 from fedward.common.config import (
     AUGMENTATIONS,
     MAXIMUM_DECLARED,
@@ -110,7 +110,7 @@ STUDY_CHOICES: dict[str, list[Any]] = {
     "schedule": ["linear", "", None],
     "decision": ["best", None],
     "uplink_codec": ["int4", "", None, 8],
-    "downlink_codec": ["int4", "", None, 8],
+    "downlink_codec": ["int4", "", None, 8, *sorted(set(CODECS) - set(DOWNLINK_CODECS))],
     "parent": ["", 5, "x" * 1000],
     "local": [None, {}, LOCAL],
     "hospitals": [
@@ -369,3 +369,11 @@ def test_a_declared_count_is_a_public_multiple_of_ten_not_below_the_count(count:
 )
 def test_declared_counts_worked_out_by_hand(count: int, declared: int) -> None:
     assert declared_count(count) == declared
+
+
+@pytest.mark.parametrize("codec", sorted(set(CODECS) - set(DOWNLINK_CODECS)))
+def test_a_study_without_noise_does_not_round_at_it(codec: str) -> None:
+    assert study(uplink_codec=codec).uplink_codec == codec
+    plain = local(noise_multiplier=0.0)
+    with pytest.raises(SettingRefused, match="int8 or fp32"):
+        study(uplink_codec=codec, local=plain, target_epsilon=None)

@@ -28,6 +28,7 @@ from fedward.common.errors import (
 from fedward.common.messages import ANCHOR, FISHER, LATENTS, TEACHER, TrainReply, TrainRequest
 from fedward.common.models import build_student, flatten, initialise
 from fedward.common.randomness import KeyedGenerator
+from fedward.common.rounding import uplink_step
 from fedward.simulations.phantoms import make_phantoms
 
 LocalMaker = Callable[..., LocalSettings]
@@ -556,3 +557,60 @@ def test_a_folder_that_cannot_be_made_is_refused_by_name(tmp_path: Path, records
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutputRefused, match="cannot be written"):
         create_hospital(tmp_path / "file" / "hospital", "h", records, 3.0, DELTA, None)
+
+
+# The update rounded at a part of the noise
+
+
+@pytest.mark.parametrize("codec", ["coded8", "coded4", "coded3", "coded2"])
+def test_a_coded_update_is_the_same_rounds_update_within_half_a_public_step(
+    tmp_path: Path, records: Split, ask: Callable[..., TrainRequest], latents: Vector, codec: str
+) -> None:
+    updates = []
+    for name in ("fp32", codec):
+        create_hospital(tmp_path / name, "hospital-0", records, 50.0, DELTA, 7)
+        request = dataclasses.replace(ask(), codec=("fp32", name))
+        reply = Hospital(tmp_path / name).answer(request)
+        assert reply.codec == name
+        step = uplink_step(name, request.settings, request.learning_rate, reply.num_examples)
+        updates.append(decode(reply.update, len(latents), name, step))
+        assert _same_reply(Hospital(tmp_path / name).answer(request), reply)
+    assert step is not None
+    assert 0 < np.abs(updates[0] - updates[1]).max() <= step * 0.5001
+
+
+def test_a_crashed_round_run_again_rounds_to_the_same_bytes(
+    opened: Opener, ask: Callable[..., TrainRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No state is kept from one round to the next: none can be lost, or be taken twice."""
+    request, seen = dataclasses.replace(ask(), codec=("fp32", "coded2")), []
+
+    def dies(vector: Vector, codec: str, step: float | None = None) -> Any:
+        seen.append(encode(vector, codec, step).tobytes())
+        raise Crash
+
+    monkeypatch.setattr(hospital_module, "encode", dies)
+    with pytest.raises(Crash):
+        opened().answer(request)
+    monkeypatch.setattr(hospital_module, "encode", encode)
+    assert [opened().answer(request).update.tobytes()] == seen
+
+
+@pytest.mark.usefixtures("never_trains")
+@pytest.mark.parametrize(
+    ("codec", "sigma", "words"),
+    [
+        (("fp32", "coded4"), 0.0, "without noise"),
+        (("fp32", "coded4"), 1e-300, "out of range"),
+        (("coded4", "fp32"), 1.0, "step"),
+    ],
+)
+def test_what_cannot_be_rounded_is_refused_before_the_charge(
+    opened: Opener,
+    ask: Callable[..., TrainRequest],
+    codec: tuple[str, str],
+    sigma: float,
+    words: str,
+) -> None:
+    request = dataclasses.replace(ask(noise_multiplier=sigma), codec=codec)
+    _refused(opened(), request, Refusal, words)

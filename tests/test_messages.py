@@ -307,7 +307,19 @@ BAD_FIELDS: dict[str, list[Any]] = {
     "round": [None, "1", 1.0, True, 0, -1, 61, 10**30, []],
     "learning_rate": [None, "1", True, 0.0, -0.5, 1e5, 1e300, 10**400, []],
     "settings": [None, [], {}, {"student": "ternary-cnn"}, "x"],
-    "codec": [None, 5, "ab", [], ["fp32"], ["fp32"] * 3, {"0": "fp32"}, ["fp32", "int4"], [1, 2], ["", []]],
+    "codec": [
+        None,
+        5,
+        "ab",
+        [],
+        ["fp32"],
+        ["fp32"] * 3,
+        {"0": "fp32"},
+        ["fp32", "int4"],
+        [1, 2],
+        ["", []],
+        ["coded4", "fp32"],
+    ],
 }
 BAD_REQUEST_FIELDS = [(field, value) for field, values in BAD_FIELDS.items() for value in values]
 

@@ -62,6 +62,14 @@ def test_chosen_sites_alone_take_part_and_a_stranger_is_refused(
     assert [one.name for one in StudyFolder(tmp_path / "lungs").study().hospitals] == ["c"]
 
 
+def test_updates_travel_as_was_planned(plan: Callable[..., Any], tmp_path: Path) -> None:
+    assert plan("--uplink-codec", "zip").err.startswith(
+        "SettingRefused: uplink_codec must be one of fp32, int8"
+    )
+    assert plan("--uplink-codec", "coded2", "--rounds", 2).code == 0
+    assert StudyFolder(tmp_path / "lungs").study().uplink_codec == "coded2"
+
+
 def test_a_study_of_a_name_that_was_released_is_its_next_version(
     plan: Callable[..., Any], office: Coordinator, tmp_path: Path
 ) -> None:

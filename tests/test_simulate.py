@@ -318,3 +318,19 @@ def test_a_bundle_can_be_inspected_its_budget_read_and_an_image_asked(
     done = fedward("edge", "predict", finished / "release", tmp_path / "images.npz", "--json")
     assert done.code == 0, done.err
     assert len(json.loads(done.out)["images"]) == 3
+
+
+def test_coded_updates_take_the_bits_of_their_name_and_give_the_same_release_again(
+    simulate: Command,
+) -> None:
+    first, second = (metrics_of(simulate("--uplink-codec", "coded2")) for _ in range(2))
+    assert first["release"]["digest"] == second["release"]["digest"]
+    for row in first["rounds"]:
+        assert row["replies"] == 3
+        texts = 3 * (NUMPY_HEADER + 16 + 8 + 400)
+        assert (
+            1.8
+            < 8 * (row["uplink_bytes"] - texts) / (3 * WEIGHTS)
+            < row["uplink_bytes"] * 8 / (3 * WEIGHTS)
+            < 2.2
+        )

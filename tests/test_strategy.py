@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
@@ -19,6 +20,7 @@ from fedward.common.config import EnrolledHospital, LocalSettings, Study
 from fedward.common.errors import OutputRefused, QuorumMissed, RequestRefused
 from fedward.common.files import canonical_json
 from fedward.common.messages import CONFIG, LATENTS, UPDATE, TrainReply, TrainRequest, refusal_reply
+from fedward.common.rounding import uplink_step
 from fedward.server.checkpoint import Progress
 from fedward.server.strategy import FedwardAvg, released_latents
 
@@ -437,3 +439,62 @@ def test_nothing_but_enrolled_hospitals_has_a_weight(study: Study) -> None:
     assert metrics is not None
     assert metrics["num_examples"] == sum(hospital.num_examples for hospital in study.hospitals)
     assert isinstance(study.hospitals[0], EnrolledHospital)
+
+
+# Updates rounded at a part of the noise
+
+
+@pytest.fixture
+def coded(make_study: Callable[..., Study], make_local: Callable[..., LocalSettings]) -> Study:
+    return make_study(make_local(noise_multiplier=1.0), WEIGHTS, uplink_codec="coded2", quorum=1)
+
+
+def _step(study: Study, node: int) -> float:
+    step = uplink_step("coded2", study.local, study.learning_rate_at(1), WEIGHTS[node])
+    assert step is not None
+    return step
+
+
+def _coded(study: Study, node: int, update: Vector, step: float | None = None) -> Message:
+    packed = encode(update, "coded2", step or _step(study, node))
+    return _reply(node, codec="coded2", update=packed)
+
+
+def test_coded_updates_count_as_they_were_rounded_each_at_its_own_sites_step(coded: Study) -> None:
+    updates = [
+        (_step(coded, node) * np.random.default_rng(node).integers(-3, 4, COUNT)).astype(np.float32)
+        for node in range(3)
+    ]
+    expected = np.average(updates, axis=0, weights=WEIGHTS)
+    replies = [_coded(coded, node, update) for node, update in enumerate(updates)]
+    np.testing.assert_allclose(_latents_after(coded, replies), expected, rtol=1e-6, atol=2.0**-24)
+
+
+BAD_CODES: dict[str, tuple[Callable[[Study], Message], str]] = {
+    "another site's step": (lambda study: _coded(study, 0, _update(0), _step(study, 1)), "agreed step"),
+    "a bomb": (
+        lambda study: _reply(
+            codec="coded2",
+            update=np.concatenate(
+                [
+                    encode(np.zeros(COUNT, np.float32), "coded2", _step(study, 0))[:24],
+                    np.frombuffer(zstandard.ZstdCompressor().compress(bytes(1 << 26)), np.uint8),
+                ]
+            ),
+        ),
+        "do not fit",
+    ),
+    "a large norm": (lambda study: _coded(study, 0, np.full(COUNT, 400, np.float32)), "norm is"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CODES)
+def test_one_bad_coded_update_is_lost_by_name_and_the_others_count(coded: Study, case: str) -> None:
+    make, words = BAD_CODES[case]
+    strategy = _strategy(coded)
+    _open(strategy)
+    zero = np.zeros(COUNT, np.float32)
+    strategy.aggregate_train(1, [make(coded), _coded(coded, 1, zero), _coded(coded, 2, zero)])
+    assert [lost.hospital for lost in strategy.lost] == ["hospital-0"]
+    assert words in strategy.lost[0].message
+    assert strategy.replies == 2
