@@ -8,7 +8,7 @@ import hashlib
 
 from flwr.cli.build import build_fab_from_files
 
-STUDY_FOLDER, COORDINATOR_FOLDER = "study-folder", "coordinator-folder"
+STUDY_FOLDER = "study-folder"
 README = b"This bundle carries no code.\n"
 _PROJECT = """[project]
 name = "fedward-study"
@@ -27,7 +27,6 @@ clientapp = "fedward.client.app:app"
 
 [tool.flwr.app.config]
 study-folder = {study_folder}
-coordinator-folder = ""
 """
 
 

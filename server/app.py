@@ -5,6 +5,7 @@ themselves.
 """
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedward.common.errors import Refusal
 from fedward.common.files import write_atomically
-from fedward.common.thin_app import COORDINATOR_FOLDER, STUDY_FOLDER
-from fedward.server.coordinator import PROFILE
+from fedward.common.thin_app import STUDY_FOLDER
+from fedward.server.coordinator import COORDINATOR_STATE
 from fedward.server.letters import forget_sealing_key
 from fedward.server.rounds import run_rounds
 from fedward.server.study_folder import StudyFolder
@@ -22,10 +23,14 @@ from fedward.server.study_folder import StudyFolder
 app = ServerApp()
 
 
-def _coordinator(context: Context) -> Path | None:
-    """The coordinator's state folder, where it has a federation; its sites take envelopes only."""
-    named = str(context.run_config.get(COORDINATOR_FOLDER, ""))
-    return Path(named) if named and (Path(named) / PROFILE).exists() else None
+def _coordinator() -> Path | None:
+    """The state folder of a federation's coordinator, whose sites take envelopes only.
+
+    By the environment that `fedward coordinator up` gives, not by the run's configuration: that stands in
+    SuperLink's database, whose holder must not be able to ask for plain messages.
+    """
+    named = os.environ.get(COORDINATOR_STATE)
+    return None if named is None else Path(named)
 
 
 @app.main()
@@ -35,7 +40,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         with folder.held():
             buffer = io.BytesIO()
-            np.save(buffer, run_rounds(grid, folder, _coordinator(context)))
+            np.save(buffer, run_rounds(grid, folder, _coordinator()))
             # First: with the model there, nobody would come back for the key. All rounds are closed and on
             # the disk, so whoever resumes between the two needs no key any more.
             forget_sealing_key(folder.path)

@@ -16,7 +16,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from fedward.common.errors import EngineFailed
-from fedward.common.thin_app import COORDINATOR_FOLDER, STUDY_FOLDER, bundle, bundle_hash
+from fedward.common.thin_app import STUDY_FOLDER, bundle, bundle_hash
 
 _UNREGISTERED = "unregistered"  # a node that was taken off stays on Flower's list for a while
 
@@ -38,17 +38,13 @@ class Control:
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
         )
 
-    def start(self, study_folder: Path, coordinator: Path) -> int:
-        """Start a run of the study for a coordinator, with the bundle that carries no code; return its id.
+    def start(self, study_folder: Path) -> int:
+        """Start a run of the study, with the bundle that carries no code, and return its id.
 
         Raises:
             EngineFailed: SuperLink does not answer or did not take the run.
         """
-        folders: dict[str, bool | float | int | str] = {
-            STUDY_FOLDER: str(study_folder),
-            COORDINATOR_FOLDER: str(coordinator),
-        }
-        return self.start_bundle(bundle(), folders)
+        return self.start_bundle(bundle(), {STUDY_FOLDER: str(study_folder)})
 
     def start_bundle(self, content: bytes, config: dict[str, bool | float | int | str]) -> int:
         """Start a run of any bundle, with entries of its configuration replaced, and return its id.

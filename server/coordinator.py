@@ -30,6 +30,7 @@ from fedward.common.roles import AUDITOR, COORDINATOR, write_roles
 from fedward.common.signing import Signer, create_keys
 
 PROFILE, LOG = "coordinator.json", "enrolment.jsonl"
+COORDINATOR_STATE = "FEDWARD_COORDINATOR_STATE"  # in the environment of its ServerApps
 LOOPBACK_FOLDER, RELEASES = "loopback", "releases"
 AUTHORITY_LIFETIME = timedelta(days=3650)
 DEFAULT_OVERLAP = timedelta(days=90)

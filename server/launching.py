@@ -115,7 +115,7 @@ class Launcher:
         watched = folder.path / PROGRESS
         run.offset = watched.stat().st_size if watched.exists() else 0
         try:
-            run.run_id = self._control.start(folder.path, self._orders.state)
+            run.run_id = self._control.start(folder.path)
         except EngineFailed as refusal:
             self._pause(run)
             self._say(order, WAITING, run, f"{refusal.name}: {refusal}")

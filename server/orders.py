@@ -58,7 +58,6 @@ class Orders:
         Raises:
             OutputRefused: it cannot be made.
         """
-        self.state = state.resolve()
         self._orders, self._reports = state / "orders", state / "reports"
         for folder in (state, self._orders, self._reports):
             make_folder(folder, 0o700)

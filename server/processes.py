@@ -19,7 +19,7 @@ from fedward.common.locks import only_holder
 from fedward.common.nginx import program
 from fedward.common.supervision import Program, Supervisor
 from fedward.server.control import Control
-from fedward.server.coordinator import LOOPBACK_FOLDER, PROFILE, Coordinator
+from fedward.server.coordinator import COORDINATOR_STATE, LOOPBACK_FOLDER, PROFILE, Coordinator
 from fedward.server.gateway_process import GatewayRefresh
 from fedward.server.launching import Launcher
 from fedward.server.orders import Orders
@@ -146,4 +146,6 @@ def _programs(state: Path, link: Link) -> list[Program]:
         "--runtime-api-address", link.address,
     ]  # fmt: skip
     polling = {**environment, "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
+    if link.identity is not None:
+        polling[COORDINATOR_STATE] = str(state)
     return [Program("superlink", superlink, environment), Program("superexec", superexec, polling)]

@@ -63,7 +63,7 @@ def test_the_bundle_that_is_sent_carries_no_code_and_names_the_study(flower: Com
     app = folder.path / "flower" / "app"
     assert sorted(path.name for path in app.iterdir()) == ["README.md", "pyproject.toml"]
     settings = tomllib.loads((app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
-    assert settings["config"] == {"study-folder": str(folder.path.resolve()), "coordinator-folder": ""}
+    assert settings["config"] == {"study-folder": str(folder.path.resolve())}
     assert settings["fab-include"] == ["/README.md"]
 
 

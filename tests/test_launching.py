@@ -25,14 +25,12 @@ class FakeControl:
 
     def __init__(self) -> None:
         self.started: list[Path] = []
-        self.coordinators: set[Path] = set()
         self.stopped: list[int] = []
         self.is_down = False
 
-    def start(self, folder: Path, coordinator: Path) -> int:
+    def start(self, folder: Path) -> int:
         if self.is_down:
             raise EngineFailed("SuperLink does not answer.")
-        self.coordinators.add(coordinator)
         self.started.append(folder)
         return len(self.started)
 
@@ -79,7 +77,6 @@ def test_a_study_that_is_wanted_is_started_once(
     for _ in range(3):
         launcher.tick()
     assert control.started == [study.path]
-    assert control.coordinators == {orders.state}
     with study.held():
         launcher.tick()
         assert _state(orders) == RUNNING

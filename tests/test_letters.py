@@ -37,12 +37,12 @@ from fedward.common.messages import CONFIG, REFUSED, refusal_text, wire_bytes
 from fedward.common.records import pack_records
 from fedward.common.reply_codes import NOT_APPROVED
 from fedward.common.sealing_keys import SEALING_KEY_FILE, announce, create_sealing_key
-from fedward.common.thin_app import COORDINATOR_FOLDER, STUDY_FOLDER
+from fedward.common.thin_app import STUDY_FOLDER
 from fedward.server import app as app_module
 from fedward.server import letters as office_letters
 from fedward.server.app import app as server_app
 from fedward.server.checkpoint import load_checkpoint
-from fedward.server.coordinator import Coordinator
+from fedward.server.coordinator import COORDINATOR_STATE, Coordinator
 from fedward.server.enrolment import revoke
 from fedward.server.post import Post
 from fedward.server.sites import Dated, Sites
@@ -79,11 +79,10 @@ class Network(InProcessGrid):
 
     def ask(self, folder: StudyFolder, coordinator: Coordinator) -> None:
         """Run the study over this network."""
-        run_config: dict[str, Any] = {
-            STUDY_FOLDER: str(folder.path),
-            COORDINATOR_FOLDER: str(coordinator.folder),
-        }
-        server_app(self, Context(1, 1, {}, RecordDict(), run_config))
+        run_config: dict[str, Any] = {STUDY_FOLDER: str(folder.path)}
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv(COORDINATOR_STATE, str(coordinator.folder))
+            server_app(self, Context(1, 1, {}, RecordDict(), run_config))
 
 
 @pytest.fixture
