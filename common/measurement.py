@@ -38,9 +38,9 @@ def cells_of(settings: LocalSettings) -> MetricCells:
 def channel_ranges(spec: StudentSpec) -> list[range]:
     """Which output channels each of the student's parameters belongs to, in their order.
 
-    A channel is all that makes one output of a layer: a row of its weight, and the bias, the positions, or the
-    normalisation's scale and shift, that follow it. So every weight belongs to exactly one channel; a parameter
-    holds equally many weights of each of its channels, one channel after another.
+    A channel is all that makes one output of a layer: a row of its weight, and the bias, the positions, or
+    the normalisation's scale and shift, that follow it. So every weight belongs to exactly one channel, and a
+    parameter holds equally many weights of each of its channels, one channel after another.
     """
     ranges: list[range] = []
     for parameter in build_student(spec).parameters():

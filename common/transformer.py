@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 LARGEST_PATCH = 32
 _SMALLEST_PATCH = 4
 _MOST_PATCHES = 14  # a side: 224 pixels in patches of 16

@@ -1,7 +1,7 @@
 """A vision transformer's layers in operators of ONNX's opset 21, which knows neither RMSNorm nor attention.
 
-Tokens are (n, tokens, width). Every writer takes the graph, the layer, the name of its input, and the names of
-its own parameters in the graph.
+Tokens are (n, tokens, width). Every writer takes the graph, the layer, the name of its input, and the names
+of its own parameters in the graph.
 """
 
 from torch import nn
