@@ -2,7 +2,8 @@
 
 Only layers whose per-sample gradient is exact are used: convolution, linear, GroupNorm (Wu & He 2018), and
 those of `fedward.common.transformer`. No BatchNorm, no learned activation range, no running statistic: each
-would read private data without noise. Shapes: images (n, channels, height, width) float32 in [-1, 1]; logits (n, classes).
+would read private data without noise. Shapes: images (n, channels, height, width) float32 in [-1, 1];
+logits (n, classes).
 """
 
 from collections.abc import Sequence
