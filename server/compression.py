@@ -1,5 +1,7 @@
 """A release's model as one zstd frame (RFC 8878)."""
 
+from itertools import pairwise
+
 import onnx
 import zstandard
 from onnx import TensorProto
@@ -28,7 +30,7 @@ def _by_tensor(graph: bytes) -> bytes:
     parameters = zstandard.ZstdCompressionParameters.from_level(_LEVEL, **_WITHOUT_REPEATS)
     frame = zstandard.ZstdCompressor(compression_params=parameters).compressobj(size=len(graph))
     borders, parts = _borders(graph), []
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in pairwise(borders):
         parts += [frame.compress(graph[start:end]), frame.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)]
     return b"".join([*parts, frame.flush()])
 

@@ -127,8 +127,8 @@ def _check_noise(study: Study) -> None:
     """Refuse noise so large that too few hospitals' updates would pass the coordinator's screening.
 
     A round adds Gaussian noise of deviation lr sigma C sqrt(steps) / (q n) to each weight. Among the tens of
-    thousands of a small student one or two pass four deviations, among millions five; in any honest study that
-    is far below 1.
+    thousands of a small student one or two pass four deviations, among millions five; in any honest study
+    that is far below 1.
     """
     local = study.local
     count = parameter_count(build_student(local.spec))

@@ -94,7 +94,8 @@ def test_every_weight_belongs_to_one_channel_with_the_bias_or_scale_behind_it(
     by_channel = unflatten(torch.from_numpy(channel), parameters)
     for before, after in itertools.pairwise(by_channel):
         if after.dim() == 1:  # a value for each channel, or for each channel's positions
-            assert torch.equal(after, before.flatten().unique().repeat_interleave(len(after) // len(before)))
+            channels = before.unique()
+            assert torch.equal(after, channels.repeat_interleave(len(after) // len(channels)))
         else:
             assert all(len(row.unique()) == 1 for row in after)
 

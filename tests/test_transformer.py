@@ -1,4 +1,4 @@
-"""The vision transformer: every pixel is in one token, what attention is, and the sizes that the names promise."""
+"""The vision transformer: every pixel in one token, attention by its definition, sizes as named."""
 
 import pytest
 import torch
@@ -126,5 +126,5 @@ def test_tokens_in_another_order_give_the_same_logits_but_for_their_positions() 
     turned = images.roll(4, dims=3)  # by one patch
     assert torch.allclose(model(images), model(turned), atol=1e-5)
     with torch.no_grad():
-        model[2].bias.copy_(torch.linspace(-1, 1, model[2].bias.numel()))  # type: ignore[operator,union-attr,arg-type]
+        model[2].bias.copy_(torch.randn(8 * 49, generator=torch.Generator().manual_seed(1)))  # type: ignore[operator,union-attr]
     assert not torch.allclose(model(images), model(turned), atol=1e-3)
