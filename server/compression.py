@@ -7,23 +7,24 @@ import zstandard
 from onnx import TensorProto
 
 _LEVEL = 19
+_BY_TENSOR = ("vit",)  # a convolutional student has no tensor that is large enough to gain
 _LEAST = 1024  # codes of a tensor; a block of fewer does not pay for its own header
 # Among ternary codes every few values repeat by chance, and to point back at them costs more than to write
 # them again: a table of 64 places finds next to none.
 _WITHOUT_REPEATS = {"min_match": 7, "hash_log": 6, "chain_log": 6, "search_log": 1}
 
 
-def compressed(graph: bytes, is_by_tensor: bool) -> bytes:
+def compressed(graph: bytes, family: str) -> bytes:
     """An ONNX model as one frame; equal models give equal bytes.
 
     Args:
         graph: the serialised model.
-        is_by_tensor: try, too, to begin a block at each tensor of codes and at its end, which keeps the
-            block's Huffman table free of other bytes: 1.6 bits a ternary weight where tensors are large, 2
-            otherwise. The shorter of both is returned.
+        family: of the student. For a transformer a block may also begin at each tensor of codes and at its
+            end, which keeps the block's Huffman table free of other bytes: 1.6 bits a ternary weight where
+            tensors are large. The shorter of both is returned.
     """
     whole = zstandard.ZstdCompressor(level=_LEVEL).compress(graph)
-    return min(whole, _by_tensor(graph), key=len) if is_by_tensor else whole
+    return min(whole, _by_tensor(graph), key=len) if family in _BY_TENSOR else whole
 
 
 def _by_tensor(graph: bytes) -> bytes:

@@ -92,7 +92,7 @@ def make_release(
         "provenance": {**_tools(), **provenance, "anchors": _anchors(folder, study), "created": _time(0)},
         "expires": _time(_VALID_DAYS),
     }
-    model = compressed(graph, is_by_tensor=local.spec.family == "vit")
+    model = compressed(graph, local.spec.family)
     write_bundle(folder.release, manifest, {MODEL: model, GOLDEN: golden_bytes(golden)}, signer)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from fedward.common.config import LocalSettings
-from fedward.common.models import build_student, flatten, initialise
+from fedward.common.models import FAMILIES, build_student, flatten, initialise
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.compression import compressed
 from fedward.server.export import to_onnx
@@ -37,23 +37,29 @@ def test_any_model_comes_out_of_its_one_frame_again(sizes: list[int], largest: i
     codes = [rng.integers(-largest, largest, size, np.int8, endpoint=True) for size in sizes]
     floats = [rng.normal(size=size % 999).astype(np.float32) for size in sizes]
     model = model_of([tensor for pair in zip(codes, floats, strict=True) for tensor in pair])
-    for is_by_tensor in (False, True):
-        frame = compressed(model, is_by_tensor)
+    for family in FAMILIES:
+        frame = compressed(model, family)
         assert opened(frame, len(model)) == model
-        assert frame == compressed(model, is_by_tensor)
+        assert frame == compressed(model, family)
         assert zstandard.get_frame_parameters(frame).content_size == len(model)
 
 
 def test_equal_tensors_are_each_found_where_they_stand() -> None:
     same = np.ones(4096, np.int8)
     model = model_of([same, same, same])
-    assert opened(compressed(model, True), len(model)) == model
+    assert opened(compressed(model, "vit"), len(model)) == model
 
 
 def test_trying_both_is_never_longer() -> None:
     for tensors in ([np.zeros(5000, np.int8)], [np.arange(3, dtype=np.int8)], []):
         model = model_of(tensors)
-        assert len(compressed(model, True)) <= len(compressed(model, False))
+        assert len(compressed(model, "vit")) <= len(compressed(model, "cnn"))
+
+
+@pytest.mark.parametrize("family", ["cnn", "depthwise"])
+def test_a_convolutional_students_bytes_are_those_of_earlier_releases(family: str) -> None:
+    model = model_of([np.zeros(5000, np.int8), np.arange(9, dtype=np.float32)])
+    assert compressed(model, family) == zstandard.ZstdCompressor(level=19).compress(model)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +78,6 @@ def test_a_ternary_transformers_release_is_as_small_as_promised(
         # As after training: no two norms, biases or positions alike.
         moved = latents + 0.05 * np.random.default_rng(0).normal(size=len(latents))
         graphs.append(to_onnx(local, moved.astype(np.float32)))
-    size = len(compressed(graphs[0], True))
+    size = len(compressed(graphs[0], "vit"))
     assert size <= most_bytes
     assert len(graphs[1]) / size >= least_ratio

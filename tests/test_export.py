@@ -62,6 +62,23 @@ def test_the_graph_computes_what_the_student_computes(
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("student", "side"),
+    [("ternary-vit-m", 28), ("int8-vit-mq", 30), ("ternary-vit-s-mq", 64), ("fp32-vit", 224)],
+)
+def test_a_transformer_of_another_size_or_with_one_key_decides_as_it_was_trained_to(
+    make_local: LocalMaker, student: str, side: int
+) -> None:
+    local = make_local(student=student, height=side, width=side)
+    latents = _latents(local)
+    images = np.random.default_rng(1).integers(0, 256, size=(32, side, side, 1), dtype=np.uint8)
+    found = run_onnx(to_onnx(local, latents), to_tensor(images).numpy())
+    expected = student_logits(local, latents, images)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    clear = np.abs(expected[:, 0] - expected[:, 1]) > 1e-3
+    assert np.array_equal(found.argmax(axis=1)[clear], expected.argmax(axis=1)[clear])
+
+
 @pytest.mark.parametrize("student", SMALLEST)
 def test_only_standard_operators_stand_in_the_graph(make_local: LocalMaker, student: str) -> None:
     model = onnx.load_from_string(to_onnx(make_local(student=student), _latents(make_local(student=student))))
