@@ -36,15 +36,16 @@ def cells_of(settings: LocalSettings) -> MetricCells:
 
 
 def channel_ranges(spec: StudentSpec) -> list[range]:
-    """Which output channels each of the student's parameters belongs to, by its first axis, in their order.
+    """Which output channels each of the student's parameters belongs to, in their order.
 
-    A channel is all that makes one output of a layer: a row of its weight, and the bias, or the
-    normalisation's scale and shift, that follow it. So every weight belongs to exactly one channel.
+    A channel is all that makes one output of a layer: a row of its weight, and the bias, the positions, or
+    the normalisation's scale and shift, that follow it. So every weight belongs to exactly one channel, and a
+    parameter holds equally many weights of each of its channels, one channel after another.
     """
     ranges: list[range] = []
     for parameter in build_student(spec).parameters():
         last = ranges[-1] if ranges else range(0)
-        follows = parameter.dim() == 1 and len(parameter) == len(last)
+        follows = parameter.dim() == 1 and len(last) > 0 and len(parameter) % len(last) == 0
         ranges.append(last if follows else range(last.stop, last.stop + len(parameter)))
     return ranges
 
@@ -54,7 +55,7 @@ def channel_of_weights(spec: StudentSpec) -> npt.NDArray[np.int64]:
     parameters = build_student(spec).parameters()
     return np.concatenate(
         [
-            np.repeat(np.array(channels), parameter[0].numel())
+            np.repeat(np.array(channels), parameter.numel() // len(channels))
             for parameter, channels in zip(parameters, channel_ranges(spec), strict=True)
         ]
     )

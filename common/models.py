@@ -1,22 +1,33 @@
 """The students: small networks with exact per-sample gradients.
 
-Only layers whose per-sample gradient is exact are used: convolution, linear, GroupNorm (Wu & He 2018).
-No BatchNorm, no learned activation range, no running statistic: each would read private data without
-noise. Shapes: images (n, channels, height, width) float32 in [-1, 1]; logits (n, classes).
+Only layers whose per-sample gradient is exact are used: convolution, linear, GroupNorm (Wu & He 2018), and
+those of `fedward.common.transformer`. No BatchNorm, no learned activation range, no running statistic: each
+would read private data without noise. Shapes: images (n, channels, height, width) float32 in [-1, 1];
+logits (n, classes).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from fedward.common.errors import SettingRefused, UnknownName
 from fedward.common.randomness import KeyedGenerator
+from fedward.common.transformer import Size, vision_transformer
 
 PRECISIONS = ("ternary", "int8", "fp32")
-FAMILIES = ("cnn", "depthwise")
-STUDENTS = tuple(f"{precision}-{family}" for precision in PRECISIONS for family in FAMILIES)
+FAMILIES = ("cnn", "depthwise", "vit")
+_TRANSFORMERS = {  # parameters at 28 by 28 grey pixels and two classes
+    "vit": Size(width=96, depth=4, heads=3, expansion=2),  # 0.30 million
+    "vit-s": Size(width=128, depth=5, heads=4, expansion=4),  # 1.0 million
+    "vit-m": Size(width=192, depth=6, heads=3, expansion=4),  # 2.68 million
+    "vit-l": Size(width=320, depth=7, heads=5, expansion=4),  # 8.65 million
+}
+_TRANSFORMERS |= {f"{name}-mq": replace(size, is_multi_query=True) for name, size in _TRANSFORMERS.items()}
+NETWORKS = ("cnn", "depthwise", *_TRANSFORMERS)
+STUDENTS = tuple(f"{precision}-{network}" for precision in PRECISIONS for network in NETWORKS)
+SMALLEST = tuple(f"{precision}-{family}" for precision in PRECISIONS for family in FAMILIES)  # of each kind
 MINIMUM_SIDE = 16
 MAXIMUM_SIDE = 512
 
@@ -37,9 +48,14 @@ class StudentSpec:
         return self.name.split("-", 1)[0]
 
     @property
-    def family(self) -> str:
-        """cnn or depthwise."""
+    def network(self) -> str:
+        """One of `NETWORKS`: what is left of the name without the precision."""
         return self.name.split("-", 1)[1]
+
+    @property
+    def family(self) -> str:
+        """One of `FAMILIES`: a network without its size."""
+        return self.network.split("-", 1)[0]
 
 
 class Residual(nn.Module):
@@ -96,7 +112,12 @@ def _depthwise(spec: StudentSpec) -> nn.Sequential:
     return nn.Sequential(*body, *_head(128, spec))
 
 
-_BUILDERS = {"cnn": _cnn, "depthwise": _depthwise}
+def _transformer(spec: StudentSpec) -> nn.Sequential:
+    size = _TRANSFORMERS[spec.network]
+    return vision_transformer(spec.channels, spec.height, spec.width, spec.classes, size)
+
+
+_BUILDERS = {"cnn": _cnn, "depthwise": _depthwise, "vit": _transformer}
 
 
 def build_student(spec: StudentSpec) -> nn.Sequential:

@@ -131,7 +131,8 @@ def _summed(layer: nn.RMSNorm | nn.LayerNorm, values: Tensor, units: int) -> Ten
 
 
 def _position(layer: Position, inputs: Tensor, grad: Tensor, units: int) -> list[Tensor]:
-    return [grad.reshape(units, -1, *layer.weight.shape).sum(dim=1)]
+    by_token = grad.reshape(units, -1, layer.tokens, layer.width).sum(dim=1)
+    return [by_token.transpose(1, 2).flatten(1)]
 
 
 RULES: dict[type[nn.Module], _Rule] = {

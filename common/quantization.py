@@ -59,12 +59,12 @@ def dequantize(quantized: Quantized) -> Tensor:
 
 
 def is_quantized(parameter: Tensor) -> bool:
-    """Whether a parameter is quantised: weights of at least two axes are; norms and biases stay fp32."""
+    """Whether a parameter is quantised: weights of two axes or more are, no norm, position or bias."""
     return parameter.dim() >= 2
 
 
 def fake_quantize(latent: Tensor, precision: str) -> Tensor:
-    """What the network computes with in place of `latent`; the latent itself for fp32, norms and biases."""
+    """What the network computes with in place of `latent`; the latent itself for fp32 or one axis."""
     if precision == "fp32" or not is_quantized(latent):
         return latent.detach().clone()
     return dequantize(QUANTIZERS[precision](latent))

@@ -18,42 +18,15 @@ from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
 from fedward.common.models import Residual, build_student, flatten, unflatten
 from fedward.common.quantization import QUANTIZERS, dequantize, is_quantized
+from fedward.common.transformer import Attention, Block, Mean, Position, Tokens
+from fedward.server import transformer_graph
+from fedward.server.graph import CODES, SCALE, Graph
 
 OPSET = 21
 INPUT, OUTPUT = "images", "logits"
-CODES, SCALE = ".codes", ".scale"
 
 
-class _Graph:
-    """Nodes and initialisers in the making; `value` counts intermediate names."""
-
-    def __init__(self, precision: str) -> None:
-        self.nodes: list[Any] = []
-        self.initializers: list[Any] = []
-        self._precision = precision
-        self._value = 0
-
-    def node(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
-        self._value += 1
-        name = output or f"v{self._value}"
-        self.nodes.append(helper.make_node(operator, inputs, [name], **attributes))
-        return name
-
-    def constant(self, name: str, value: np.ndarray) -> str:
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    def parameter(self, name: str, latent: torch.Tensor) -> str:
-        """The parameter as the graph computes with it; codes and scale when it is quantised."""
-        if self._precision == "fp32" or not is_quantized(latent):
-            return self.constant(name, latent.numpy())
-        quantized = QUANTIZERS[self._precision](latent)
-        codes = self.constant(name + CODES, quantized.codes.numpy())
-        scale = self.constant(name + SCALE, quantized.scale.numpy())
-        return self.node("DequantizeLinear", [codes, scale], name, axis=0)
-
-
-def _conv(graph: _Graph, layer: nn.Conv2d, value: str, parameters: list[str]) -> str:
+def _conv(graph: Graph, layer: nn.Conv2d, value: str, parameters: list[str]) -> str:
     pad = [int(side) for side in layer.padding]
     return graph.node(
         "Conv",
@@ -65,17 +38,21 @@ def _conv(graph: _Graph, layer: nn.Conv2d, value: str, parameters: list[str]) ->
     )
 
 
-def _linear(graph: _Graph, layer: nn.Linear, value: str, parameters: list[str]) -> str:
+def _linear(graph: Graph, layer: nn.Linear, value: str, parameters: list[str]) -> str:
     return graph.node("Gemm", [value, *parameters], transB=1)
 
 
-def _group_norm(graph: _Graph, layer: nn.GroupNorm, value: str, parameters: list[str]) -> str:
+def _linear_of_tokens(graph: Graph, layer: nn.Linear, value: str, parameters: list[str]) -> str:
+    return transformer_graph.linear(graph, value, parameters)
+
+
+def _group_norm(graph: Graph, layer: nn.GroupNorm, value: str, parameters: list[str]) -> str:
     return graph.node(
         "GroupNormalization", [value, *parameters], num_groups=layer.num_groups, epsilon=layer.eps
     )
 
 
-def _average_pool(graph: _Graph, layer: nn.AvgPool2d, value: str, parameters: list[str]) -> str:
+def _average_pool(graph: Graph, layer: nn.AvgPool2d, value: str, parameters: list[str]) -> str:
     kernel = _pair(layer.kernel_size)
     return graph.node("AveragePool", [value], kernel_shape=kernel, strides=kernel)
 
@@ -84,26 +61,54 @@ def _pair(size: int | tuple[int, int]) -> list[int]:
     return [size, size] if isinstance(size, int) else list(size)
 
 
-_WRITERS: dict[type[nn.Module], Callable[[_Graph, Any, str, list[str]], str]] = {
+_Writer = Callable[[Graph, Any, str, list[str]], str]
+_WRITERS: dict[type[nn.Module], _Writer] = {
     nn.Conv2d: _conv,
     nn.Linear: _linear,
     nn.GroupNorm: _group_norm,
     nn.ReLU: lambda graph, layer, value, parameters: graph.node("Relu", [value]),
     nn.AvgPool2d: _average_pool,
     nn.Flatten: lambda graph, layer, value, parameters: graph.node("Flatten", [value]),
+    Tokens: lambda graph, layer, value, parameters: transformer_graph.tokens(graph, value),
+    Position: transformer_graph.position,
+    nn.RMSNorm: transformer_graph.rms_norm,
+    nn.GELU: lambda graph, layer, value, parameters: graph.node("Gelu", [value]),
+    Mean: lambda graph, layer, value, parameters: transformer_graph.mean(graph, value),
 }
+_WRITERS_IN_BLOCKS = {**_WRITERS, nn.Linear: _linear_of_tokens}
 
 
-def _write(graph: _Graph, module: nn.Module, prefix: str, value: str) -> str:
+def _write(
+    graph: Graph, module: nn.Module, prefix: str, value: str, writers: dict[type[nn.Module], _Writer]
+) -> str:
     if isinstance(module, nn.Sequential):
         for name, child in module.named_children():
-            value = _write(graph, child, f"{prefix}{name}.", value)
+            value = _write(graph, child, f"{prefix}{name}.", value, writers)
         return value
     if isinstance(module, Residual):
-        return graph.node("Add", [value, _write(graph, module.body, f"{prefix}body.", value)])
+        return _beside(graph, module.body, f"{prefix}body.", value, writers)
+    if isinstance(module, Block):
+        value = _beside(graph, module.mix, f"{prefix}mix.", value, _WRITERS_IN_BLOCKS)
+        return _beside(graph, module.think, f"{prefix}think.", value, _WRITERS_IN_BLOCKS)
+    if isinstance(module, Attention):
+        return _attention(graph, module, prefix, value)
     own = module.named_parameters(recurse=False)
     parameters = [graph.parameter(prefix + name, tensor.detach()) for name, tensor in own]
-    return _WRITERS[type(module)](graph, module, value, parameters)
+    return writers[type(module)](graph, module, value, parameters)
+
+
+def _beside(
+    graph: Graph, body: nn.Module, prefix: str, value: str, writers: dict[type[nn.Module], _Writer]
+) -> str:
+    return graph.node("Add", [value, _write(graph, body, prefix, value, writers)])
+
+
+def _attention(graph: Graph, module: Attention, prefix: str, value: str) -> str:
+    def of(name: str, inputs: str) -> str:
+        return _write(graph, getattr(module, name), f"{prefix}{name}.", inputs, _WRITERS_IN_BLOCKS)
+
+    parts = of("query", value), of("key", value), of("value", value)
+    return of("out", transformer_graph.attend(graph, module, *parts))
 
 
 def to_onnx(settings: LocalSettings, latents: Vector) -> bytes:
@@ -116,8 +121,8 @@ def to_onnx(settings: LocalSettings, latents: Vector) -> bytes:
     with torch.no_grad():
         for parameter, latent in zip(model.parameters(), parts, strict=True):
             parameter.copy_(latent)
-    graph = _Graph(settings.spec.precision)
-    last = _write(graph, model, "", INPUT)
+    graph = Graph(settings.spec.precision)
+    last = _write(graph, model, "", INPUT, _WRITERS)
     graph.nodes[-1].output[0] = OUTPUT if graph.nodes[-1].output[0] == last else last
     shape = ["n", settings.channels, settings.height, settings.width]
     body = helper.make_graph(

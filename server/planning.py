@@ -5,10 +5,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from scipy.special import ndtri
+
 from fedward.common.config import MOST_NOISE, EnrolledHospital, LocalSettings, Study
 from fedward.common.datasets import ImageDataset
 from fedward.common.errors import SettingRefused
 from fedward.common.measurement import measurements
+from fedward.common.models import build_student, parameter_count
 from fedward.common.privacy import noise_multiplier
 from fedward.common.rounding import noise_deviation
 from fedward.server.coordinator import Coordinator
@@ -126,13 +129,16 @@ def planned_learning_rate(local: LocalSettings, hospitals: tuple[EnrolledHospita
 def _check_noise(study: Study) -> None:
     """Refuse noise so large that too few hospitals' updates would pass the coordinator's screening.
 
-    A round adds Gaussian noise of deviation lr sigma C sqrt(steps) / (q n) to each weight; among the tens of
-    thousands of a student one passes four deviations, and in any honest study that is far below 1.
+    A round adds Gaussian noise of deviation lr sigma C sqrt(steps) / (q n) to each weight. Among the tens of
+    thousands of a small student one or two pass four deviations, among millions five; in any honest study
+    that is far below 1.
     """
     local = study.local
+    count = parameter_count(build_student(local.spec))
+    passed = max(4.0, -float(ndtri(2.0 / count)))
     largest = sorted(hospital.num_examples for hospital in study.hospitals)[-study.quorum]
     deviation = noise_deviation(local, study.learning_rate, largest)
-    if 4 * deviation > _LARGEST_STEP:
+    if passed * deviation > _LARGEST_STEP:
         raise SettingRefused(
             f"With these settings a round's noise alone moves each weight by {deviation:.3g}, and nothing is "
             "learned: raise epsilon, or lower the learning rate, max-grad-norm or rounds."

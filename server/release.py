@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import zstandard
 
 from fedward.common.bundle import write_bundle
 from fedward.common.codec import Vector
@@ -26,12 +25,12 @@ from fedward.common.randomness import KeyedGenerator
 from fedward.common.signing import Signer
 from fedward.server.calibration import Calibration, calibrate
 from fedward.server.checkpoint import load_checkpoint
+from fedward.server.compression import compressed
 from fedward.server.export import INPUT, to_onnx
 from fedward.server.reference import EXPLANATION, halve, measure, student_logits
 from fedward.server.strategy import released_latents
 from fedward.server.study_folder import StudyFolder
 
-_ZSTD_LEVEL = 19
 _VALID_DAYS = 365
 _GOLDEN_IMAGES = 4
 _FINAL_LIMIT = 4 << 30  # bytes
@@ -93,8 +92,8 @@ def make_release(
         "provenance": {**_tools(), **provenance, "anchors": _anchors(folder, study), "created": _time(0)},
         "expires": _time(_VALID_DAYS),
     }
-    compressed = zstandard.ZstdCompressor(level=_ZSTD_LEVEL).compress(graph)
-    write_bundle(folder.release, manifest, {MODEL: compressed, GOLDEN: golden_bytes(golden)}, signer)
+    model = compressed(graph, local.spec.family)
+    write_bundle(folder.release, manifest, {MODEL: model, GOLDEN: golden_bytes(golden)}, signer)
 
 
 def final_latents(folder: StudyFolder, study: Study) -> Vector:

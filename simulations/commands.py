@@ -61,7 +61,12 @@ def simulate(
         ),
     ] = _D.partition,
     student: Annotated[
-        str, _option(_STUDY, "ternary-, int8- or fp32-, then cnn or depthwise; for example int8-cnn.")
+        str,
+        _option(
+            _STUDY,
+            "ternary-, int8- or fp32-, then cnn, depthwise, or a vision transformer: vit, vit-s, vit-m or "
+            "vit-l, with -mq behind it for multi-query attention; for example int8-cnn or ternary-vit-m.",
+        ),
     ] = _D.student,
     rounds: Annotated[int, _option(_STUDY, "Rounds of the study.")] = _D.rounds,
     seed: Annotated[int, _option(_STUDY, "Key of all randomness, noise included; 0 or more.")] = _D.seed,

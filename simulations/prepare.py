@@ -169,7 +169,7 @@ def _ewc_records(options: Options, local: LocalSettings, reference: Split | None
 def _teacher(study: Study, reference: Split | None) -> Vector:
     if reference is None:
         raise SettingRefused(f"--teacher reference needs reference data. {EXPLANATION}")
-    family = study.local.spec.family
-    settings = LocalSettings.from_dict({**study.local.to_dict(), "student": f"fp32-{family}"})
+    network = study.local.spec.network
+    settings = LocalSettings.from_dict({**study.local.to_dict(), "student": f"fp32-{network}"})
     generator = KeyedGenerator.from_seed(study.seed or 0, "teacher")
     return train_plainly(settings, halve(reference).calibration, _TEACHER_STEPS, generator).astype(np.float32)

@@ -11,7 +11,7 @@ from fedward.client.dp_sgd import KeyedDPOptimizer
 from fedward.client.training import LocalRound, UnitGradients
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import Split
-from fedward.common.models import STUDENTS, build_student, flatten, initialise
+from fedward.common.models import SMALLEST, build_student, flatten, initialise
 from fedward.common.quantization import load_latents
 from fedward.common.randomness import KeyedGenerator
 
@@ -29,7 +29,7 @@ def gradients_of(settings: LocalSettings, records: Split, units: list[int]) -> t
 
 
 @pytest.mark.parametrize("views", [1, 4])
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("student", SMALLEST)
 def test_a_units_gradient_does_not_depend_on_who_else_was_drawn(
     student: str, views: int, make_local: Callable[..., LocalSettings]
 ) -> None:
@@ -77,7 +77,7 @@ def clipped_sum(settings: LocalSettings, records: Split) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("views", [1, 4])
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("student", SMALLEST)
 def test_what_a_unit_adds_to_the_released_sum_is_the_same_bits_in_any_company(
     student: str, views: int, make_local: Callable[..., LocalSettings]
 ) -> None:

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from fedward.common.config import LocalSettings
 from fedward.common.images import to_tensor
-from fedward.common.models import STUDENTS, build_student, flatten, initialise, unflatten
+from fedward.common.models import SMALLEST, build_student, flatten, initialise, unflatten
 from fedward.common.quantization import load_latents
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.export import latents_of, to_onnx
@@ -26,7 +26,7 @@ from fedward.server.release import run_onnx
 
 LocalMaker = Callable[..., LocalSettings]
 SHAPES = [(16, 16), (28, 28), (28, 40), (64, 64)]
-QUANTISED = [student for student in STUDENTS if not student.startswith("fp32")]
+QUANTISED = [student for student in SMALLEST if not student.startswith("fp32")]
 
 
 def _latents(local: LocalSettings, seed: int = 0) -> np.ndarray:
@@ -42,7 +42,7 @@ def _initializers(graph: bytes) -> dict[str, np.ndarray]:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in stored}
 
 
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("student", SMALLEST)
 @pytest.mark.parametrize(("shape", "channels"), product(SHAPES, (1, 3)))
 def test_the_graph_computes_what_the_student_computes(
     make_local: LocalMaker, student: str, shape: tuple[int, int], channels: int
@@ -62,7 +62,24 @@ def test_the_graph_computes_what_the_student_computes(
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize(
+    ("student", "side"),
+    [("ternary-vit-m", 28), ("int8-vit-mq", 30), ("ternary-vit-s-mq", 64), ("fp32-vit", 224)],
+)
+def test_a_transformer_of_another_size_or_with_one_key_decides_as_it_was_trained_to(
+    make_local: LocalMaker, student: str, side: int
+) -> None:
+    local = make_local(student=student, height=side, width=side)
+    latents = _latents(local)
+    images = np.random.default_rng(1).integers(0, 256, size=(32, side, side, 1), dtype=np.uint8)
+    found = run_onnx(to_onnx(local, latents), to_tensor(images).numpy())
+    expected = student_logits(local, latents, images)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    clear = np.abs(expected[:, 0] - expected[:, 1]) > 1e-3
+    assert np.array_equal(found.argmax(axis=1)[clear], expected.argmax(axis=1)[clear])
+
+
+@pytest.mark.parametrize("student", SMALLEST)
 def test_only_standard_operators_stand_in_the_graph(make_local: LocalMaker, student: str) -> None:
     model = onnx.load_from_string(to_onnx(make_local(student=student), _latents(make_local(student=student))))
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 21)]
@@ -92,7 +109,7 @@ def test_quantised_weights_are_stored_as_codes_with_their_scale_apart(
     assert stored == {}
 
 
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("student", SMALLEST)
 def test_equal_latents_give_equal_bytes(make_local: LocalMaker, student: str) -> None:
     local = make_local(student=student)
     assert to_onnx(local, _latents(local)) == to_onnx(local, _latents(local).copy())
@@ -106,7 +123,7 @@ def test_what_is_below_the_quantiser_does_not_change_the_graph(make_local: Local
     assert to_onnx(local, latents_of(graph, local)) == graph
 
 
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("student", SMALLEST)
 def test_nothing_of_this_machine_stands_in_the_graph(make_local: LocalMaker, student: str) -> None:
     local = make_local(student=student)
     graph = to_onnx(local, _latents(local))
@@ -127,7 +144,7 @@ def _quantised(local: LocalSettings, latents: np.ndarray) -> np.ndarray:
     return flatten(list(model.parameters())).numpy()
 
 
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("student", SMALLEST)
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**32), size=st.sampled_from([1e-6, 0.1, 1.0, 30.0]))
 def test_a_study_that_continues_starts_at_exactly_the_released_student(
@@ -141,7 +158,7 @@ def test_a_study_that_continues_starts_at_exactly_the_released_student(
     np.testing.assert_array_equal(_quantised(local, found), _quantised(local, latents))
 
 
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("student", SMALLEST)
 @pytest.mark.parametrize(
     "change",
     [
@@ -158,7 +175,7 @@ def test_a_student_of_another_shape_is_refused(
         latents_of(to_onnx(local, _latents(local)), make_local(student=student, **change))
 
 
-@pytest.mark.parametrize(("student", "other"), permutations(STUDENTS, 2))
+@pytest.mark.parametrize(("student", "other"), permutations(SMALLEST, 2))
 def test_another_student_is_refused(make_local: LocalMaker, student: str, other: str) -> None:
     local = make_local(student=student)
     with pytest.raises((KeyError, ValueError)):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedward.client.latent import LatentSGD
-from fedward.common.models import PRECISIONS, STUDENTS, StudentSpec, build_student, initialise
+from fedward.common.models import PRECISIONS, SMALLEST, StudentSpec, build_student, initialise
 from fedward.common.quantization import fake_quantize
 from fedward.common.randomness import KeyedGenerator
 
@@ -40,7 +40,7 @@ def straight_through(latent: Tensor, precision: str) -> Tensor:
     return latent + (fake_quantize(latent, precision) - latent).detach()
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", SMALLEST)
 def test_five_steps_equal_straight_through_quantisation_aware_training(name: str) -> None:
     precision, (images, labels) = name.split("-")[0], batch()
     model = student(name)

@@ -81,20 +81,23 @@ def test_the_cells_are_public(task: str, cells: int, a_record: int) -> None:
     assert (found.count, found.a_record) == (cells, a_record)
 
 
-@pytest.mark.parametrize("student", ["fp32-cnn", "ternary-depthwise"])
+@pytest.mark.parametrize("student", ["fp32-cnn", "ternary-depthwise", "ternary-vit", "int8-vit-mq"])
 def test_every_weight_belongs_to_one_channel_with_the_bias_or_scale_behind_it(
     student: str, make_local: LocalMaker
 ) -> None:
     local = make_local(student=student, fisher_noise_multiplier=1.0)
     channel, parameters = channel_of_weights(local.spec), list(build_student(local.spec).parameters())
-    assert len(channel) == len(_latents(local))
+    assert len(channel) == sum(parameter.numel() for parameter in parameters)
     count = sum(len(parameter) for parameter in parameters if parameter.dim() > 1)
     assert sorted(set(channel.tolist())) == list(range(count))
     assert measured_sizes(local) == {FISHER: count}
     by_channel = unflatten(torch.from_numpy(channel), parameters)
     for before, after in itertools.pairwise(by_channel):
-        if after.dim() == 1:
-            assert torch.equal(before.flatten(1)[:, 0] if before.dim() > 1 else before, after)
+        if after.dim() == 1:  # a value for each channel, or for each channel's positions
+            channels = before.unique()
+            assert torch.equal(after, channels.repeat_interleave(len(after) // len(channels)))
+        else:
+            assert all(len(row.unique()) == 1 for row in after)
 
 
 def test_the_noise_is_its_multiplier_times_the_sensitivity(make_local: LocalMaker) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from fedward.common.errors import SettingRefused, UnknownName
 from fedward.common.models import (
     FAMILIES,
-    STUDENTS,
+    SMALLEST,
     StudentSpec,
     build_student,
     check_shape,
@@ -41,7 +41,7 @@ def images(count: int, shape: StudentSpec, seed: int = 0) -> torch.Tensor:
     return 2 * torch.rand(count, shape.channels, shape.height, shape.width, generator=generator) - 1
 
 
-@pytest.mark.parametrize(("name", "channels"), itertools.product(STUDENTS, (1, 3)))
+@pytest.mark.parametrize(("name", "channels"), itertools.product(SMALLEST, (1, 3)))
 def test_every_student_gives_one_logit_a_class(name: str, channels: int) -> None:
     shape = spec(name, channels, classes=7)
     assert ready(shape)(images(3, shape)).shape == (3, 7)
@@ -67,7 +67,7 @@ def test_precision_changes_no_shape_so_a_teacher_of_fp32_fits() -> None:
         assert shapes[0] == shapes[1] == shapes[2]
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", SMALLEST)
 def test_no_student_keeps_a_statistic_of_what_it_saw(name: str) -> None:
     model = ready(spec(name))
     assert list(model.buffers()) == []
@@ -77,7 +77,7 @@ def test_no_student_keeps_a_statistic_of_what_it_saw(name: str) -> None:
     assert torch.equal(flatten(list(model.parameters())), before)
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", SMALLEST)
 def test_an_images_logits_do_not_depend_on_the_rest_of_the_batch(name: str) -> None:
     shape = spec(name, 3)
     model, mine = ready(shape).train(), images(1, shape, 1)

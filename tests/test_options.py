@@ -108,6 +108,14 @@ def test_the_noise_that_is_refused_is_what_the_coordinators_sum_would_refuse() -
         plan(learning_rate=1.001 * limit)
 
 
+def test_the_more_weights_a_student_has_the_less_noise_passes() -> None:
+    sigma = plan(learning_rate=1.0).local.noise_multiplier
+    at_four = 512 / 4 / (sigma / (0.25 * 20))
+    assert plan(student="fp32-vit-l", learning_rate=0.75 * at_four)
+    with pytest.raises(SettingRefused, match="noise alone"):
+        plan(student="fp32-vit-l", learning_rate=0.85 * at_four)  # 5.04 deviations
+
+
 def test_a_bad_setting_is_refused_before_the_noise_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "noise_multiplier", lambda *_: pytest.fail("searched"))
     for changes in (

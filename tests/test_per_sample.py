@@ -17,7 +17,7 @@ from fedward.common.errors import SettingRefused
 from fedward.common.models import FAMILIES, StudentSpec, build_student, initialise
 from fedward.common.per_sample import PerSampleGradients, parametric_layers
 from fedward.common.randomness import KeyedGenerator
-from fedward.common.transformer import vision_transformer
+from fedward.common.transformer import Size, vision_transformer
 
 torch.set_num_threads(1)
 Loss = Callable[[Tensor], Tensor]
@@ -146,11 +146,29 @@ def test_any_norm_of_tokens_equals_batches_of_one(
     assert_exact(nn.Sequential(layer, nn.Tanh()).double(), inputs(views * units, *tokens, width), views)
 
 
-@pytest.mark.parametrize(("channels", "views"), itertools.product((1, 3), (1, 3)))
-def test_a_vision_transformer_equals_batches_of_one(channels: int, views: int) -> None:
-    model = vision_transformer(channels, 8, 3, width=12, depth=2)
+@settings(max_examples=30, deadline=None)
+@given(
+    st.sampled_from([1, 3]),
+    st.integers(4, 17),
+    st.integers(4, 17),
+    st.builds(
+        lambda heads, of_head, depth, expansion, shared: Size(
+            heads * of_head, depth, heads, expansion, shared
+        ),
+        st.integers(1, 3),
+        st.integers(1, 4),
+        st.integers(1, 2),
+        st.integers(1, 4),
+        st.booleans(),
+    ),
+    st.sampled_from([1, 3]),
+)
+def test_any_vision_transformer_equals_batches_of_one(
+    channels: int, height: int, width: int, size: Size, views: int
+) -> None:
+    model = vision_transformer(channels, height, width, 3, size)
     initialise(model, KeyedGenerator.from_seed(1))
-    assert_exact(model.double(), inputs(2 * views, channels, 8, 8), views, tolerance=1e-8)
+    assert_exact(model.double(), inputs(2 * views, channels, height, width), views, tolerance=1e-7)
 
 
 @settings(max_examples=20, deadline=None)

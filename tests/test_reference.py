@@ -14,7 +14,7 @@ from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import DatasetRefused
 from fedward.common.images import to_tensor
 from fedward.common.losses import classification
-from fedward.common.models import STUDENTS, build_student, flatten, initialise, unflatten
+from fedward.common.models import SMALLEST, build_student, flatten, initialise, unflatten
 from fedward.common.quantization import load_latents
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.reference import (
@@ -79,7 +79,7 @@ def test_a_prior_is_the_public_frequency_and_never_nought() -> None:
     assert class_prior(Split(np.zeros((4, 2, 2, 1), np.uint8), labels), 2) == (0.75, 0.01)
 
 
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("student", SMALLEST)
 def test_logits_are_those_of_the_quantised_student_in_any_batching(
     make_local: LocalMaker, phantom: ImageDataset, student: str
 ) -> None:
@@ -118,7 +118,7 @@ def _fisher_by_a_loop(local: LocalSettings, latents: np.ndarray, records: Split)
     return (mean / mean.mean()).numpy()
 
 
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("student", SMALLEST)
 def test_fisher_is_the_mean_of_squared_gradients_of_single_records(
     make_local: LocalMaker, phantom: ImageDataset, student: str
 ) -> None:

@@ -30,7 +30,7 @@ from fedward.common.config import LocalSettings
 from fedward.common.datasets import Split
 from fedward.common.errors import RequestRefused, SettingRefused
 from fedward.common.messages import LATENTS, TrainRequest
-from fedward.common.models import STUDENTS, StudentSpec, build_student, flatten, initialise, unflatten
+from fedward.common.models import SMALLEST, StudentSpec, build_student, flatten, initialise, unflatten
 from fedward.common.per_sample import PerSampleGradients
 from fedward.common.randomness import KeyedGenerator
 
@@ -490,7 +490,7 @@ def leaking(layer: nn.Module) -> nn.Sequential:
     return nn.Sequential(model[0], layer, *list(model)[1:])
 
 
-@pytest.mark.parametrize("name", STUDENTS)
+@pytest.mark.parametrize("name", SMALLEST)
 def test_records_stay_apart_in_every_student(name: str) -> None:
     model = build_student(StudentSpec(name, 1, SIDE, SIDE, 2))
     initialise(model, KeyedGenerator.from_seed(0))

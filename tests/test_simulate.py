@@ -232,7 +232,9 @@ def test_every_task_runs_and_reports(
     assert all(name in (out / "report.html").read_text() for name in metrics["dataset"]["classes"])
 
 
-@pytest.mark.parametrize("student", ["int8-cnn", "fp32-cnn", "ternary-depthwise", "fp32-depthwise"])
+@pytest.mark.parametrize(
+    "student", ["int8-cnn", "fp32-cnn", "ternary-depthwise", "fp32-depthwise", "ternary-vit-mq"]
+)
 def test_every_kind_of_student_runs(simulate: Command, student: str) -> None:
     out = simulate("--student", student)
     assert release_of(out).manifest["student"] == student

@@ -22,7 +22,7 @@ from fedward.client.training import LocalRound, UnitGradients, train
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import Split
 from fedward.common.images import augment, to_tensor
-from fedward.common.models import STUDENTS, build_student, flatten, initialise, unflatten
+from fedward.common.models import SMALLEST, build_student, flatten, initialise, unflatten
 from fedward.common.quantization import fake_quantize
 from fedward.common.randomness import KeyedGenerator
 
@@ -174,7 +174,7 @@ def by_batches_of_one(model: nn.Sequential, round_: LocalRound, split: Split) ->
 
 
 @pytest.mark.parametrize(
-    ("student", "channels", "task", "views"), itertools.product(STUDENTS, (1, 3), TASKS, (1, 3))
+    ("student", "channels", "task", "views"), itertools.product(SMALLEST, (1, 3), TASKS, (1, 3))
 )
 def test_the_real_steps_gradients_equal_batches_of_one(
     student: str, channels: int, task: str, views: int
@@ -354,7 +354,7 @@ def test_the_learning_rate_scales_the_update() -> None:
     assert torch.allclose(two, 2 * one, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("student", SMALLEST)
 def test_the_round_computes_with_quantised_weights_in_every_step(
     student: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

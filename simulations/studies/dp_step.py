@@ -30,14 +30,12 @@ from fedward.client.dp_sgd import KeyedDPOptimizer
 from fedward.client.latent import LatentSGD
 from fedward.client.training import PHYSICAL_ROWS
 from fedward.common.losses import classification
-from fedward.common.models import StudentSpec, build_student, initialise
+from fedward.common.models import FAMILIES, StudentSpec, build_student, initialise
 from fedward.common.per_sample import PerSampleGradients
 from fedward.common.randomness import KeyedGenerator
-from fedward.common.transformer import vision_transformer
 from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
 
 BATCH = 128
-FAMILIES = ("cnn", "depthwise", "vit")
 PASSES = {"fedward": BATCH, "fedward-in-passes": PHYSICAL_ROWS}
 ENGINES = (*PASSES, "opacus-hooks", "opacus-functorch", "opacus-ghost")
 TARGET = 1.8
@@ -45,10 +43,7 @@ _Step = Callable[[], None]
 
 
 def _student(family: str) -> nn.Sequential:
-    is_vit = family == "vit"
-    model = (
-        vision_transformer(1, 28, 2) if is_vit else build_student(StudentSpec(f"fp32-{family}", 1, 28, 28, 2))
-    )
+    model = build_student(StudentSpec(f"fp32-{family}", 1, 28, 28, 2))
     initialise(model, KeyedGenerator.from_seed(0))
     return model
 
