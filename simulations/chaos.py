@@ -87,12 +87,22 @@ def schedule(seed: int, run: int) -> list[Kill]:
     return sorted(kills, key=lambda kill: (kill.server_round, PHASES.index(kill.phase)))
 
 
-def make_template(path: Path, seed: int) -> None:
-    """A coordinator, three sites with seeded noise, and a study, in folders that nothing runs on.
+def template_in(out: Path, seed: int) -> Path:
+    """The folder of the seed's template, which is made whole or not at all.
 
     Raises:
-        OutputRefused: the folder cannot be written.
+        OutputRefused: it cannot be written.
     """
+    template, draft = out / f"t{seed}", out / "draft"
+    if not template.exists():
+        shutil.rmtree(draft, ignore_errors=True)
+        _make_template(draft, seed)
+        draft.rename(template)
+    return template
+
+
+def _make_template(path: Path, seed: int) -> None:
+    """A coordinator, three sites with seeded noise, and a study, in folders that nothing runs on."""
     dataset = make_phantoms(size=16, counts=(SITES * IMAGES, 20, 20), seed=seed)
     hospitals = tuple(EnrolledHospital(f"hospital-{i}", declared_count(IMAGES)) for i in range(SITES))
     study = overhead_study(ROUNDS, "chaos")

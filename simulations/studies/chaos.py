@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from fedward.simulations.chaos import CUTS, KINDS, PHASES, make_template, run_once, schedule
+from fedward.simulations.chaos import CUTS, KINDS, PHASES, run_once, schedule, template_in
 from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
 
 _OUT = Path("runs/chaos")
@@ -23,12 +23,7 @@ _SECONDS = 900.0  # for a run, its cut aside
 
 
 def _measure(key: Row, out: Path) -> Row:
-    template, path = out / f"t{key['seed']}", out / f"r{key['run']}"
-    if not template.exists():
-        draft = out / "draft"
-        shutil.rmtree(draft, ignore_errors=True)
-        make_template(draft, key["seed"])
-        draft.rename(template)
+    template, path = template_in(out, key["seed"]), out / f"r{key['run']}"
     shutil.rmtree(path, ignore_errors=True)
     kills = [] if key["run"] == _CALM else schedule(key["seed"], key["run"])
     row = run_once(template, path, kills, CUTS.get(key["run"], 0.0), _SECONDS)
