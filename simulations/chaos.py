@@ -179,7 +179,7 @@ class Federation(Deployment):
     def cut(self, seconds: float) -> None:
         """Nothing comes or goes: the coordinator's nginx is stopped, connections stay open."""
         master = self.pid(self.coordinator, "gateway")
-        family = [master, *_children(master)]
+        family = [master, *children(master)]
         for pid in family:
             os.kill(pid, signal.SIGSTOP)
         time.sleep(seconds)
@@ -272,7 +272,8 @@ def _events(study: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _children(parent: int) -> list[int]:
+def children(parent: int) -> list[int]:
+    """The processes that a process started and that still run."""
     found_children = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

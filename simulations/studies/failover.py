@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from fedward.simulations.chaos import OFFICE, Federation, run_once, template_in, until
+from fedward.simulations.chaos import OFFICE, Federation, children, run_once, template_in, until
 from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
 
 _OUT = Path("runs/failover")
@@ -71,6 +71,7 @@ def _lose(federation: Federation) -> None:
     """Power off: all of the coordinator's processes at once."""
     names = ("superlink", "superexec", "gateway")
     pids = [federation.pid(federation.coordinator, name) for name in ("serverapp", *names)]
+    pids += [child for pid in pids for child in children(pid)]  # nginx' workers outlive it
     federation.kill_supervisor()
     for pid in pids:
         try:
