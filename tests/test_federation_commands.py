@@ -50,7 +50,7 @@ def _write_data(path: Path) -> Path:
 
 def _fetched_by(coordinator: Path) -> set[str]:
     """Which sites the coordinator's gateway gave a release to."""
-    lines = map(json.loads, (coordinator / "gateway" / "access.log").read_text().splitlines())
+    lines = map(json.loads, (coordinator / "gateway" / "access.log").read_text().split("\n")[:-1])
     return {line["subject"] for line in lines if line["uri"].endswith(".tar") and line["status"] == 200}
 
 

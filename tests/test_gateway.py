@@ -191,7 +191,8 @@ class World:
 
     def logged(self) -> list[dict[str, Any]]:
         text = (self.gateway.nginx.folder / "access.log").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        # A line that crosses a page of memory can be seen half-written.
+        return [json.loads(line) for line in text.split("\n")[:-1]]
 
 
 @pytest.fixture(scope="module")
