@@ -95,8 +95,8 @@ class TaskRunner:
     def run(self, until: threading.Event) -> bool:
         """Take tasks until the event is set; whatever happens to the SuperNode or a task, go on.
 
-        Returns whether it ended well. It does not where a reply was handed over in part: the SuperNode would
-        wait for the rest for ever, and is restarted together with this process.
+        Returns whether it ended well. It does not where a reply was handed over in part, for whose rest the
+        SuperNode would wait for ever, nor where a task was given up: both are restarted together.
         """
         secret = (self._folder / SECRET_FILE).read_bytes()
         signer = SuperExecAuthHttpInterceptor(
@@ -153,7 +153,12 @@ class TaskRunner:
         self._note_node(task.context.node_id)
         message = _pull(client, task, given_up)
         reply = None if message is None else self._reply(task, message)
-        if reply is None or given_up.is_set():
+        if given_up.is_set():
+            # The SuperNode would make an error of it and, one reply behind from then on, send each answer
+            # only when the next question comes.
+            self._is_stuck.set()
+            return
+        if reply is None:
             client.PushTaskOutput(PushTaskOutputRequest(sub_status=SubStatus.FAILED, details="given up"))
             return
         self._hand_over(client, task, reply)

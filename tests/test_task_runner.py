@@ -156,3 +156,22 @@ def test_a_reply_that_was_handed_over_in_part_ends_the_runner_so_that_both_are_r
     with pytest.raises(ConnectionError):
         runner._hand_over(None, _task(bundle()), _message())  # type: ignore[arg-type]
     assert runner.run(threading.Event()) is False
+
+
+def test_a_task_that_was_given_up_ends_the_runner_and_is_not_told_as_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The SuperNode would make a reply of the failure, and from then on be one reply behind."""
+
+    class Client:
+        def PullTaskInput(self, request: object) -> PullTaskInputResponse:
+            return _task(bundle())
+
+    def never_whole(client: object, task: object, given_up: threading.Event) -> None:
+        given_up.set()
+
+    (tmp_path / "superexec.secret").write_bytes(b"s" * 32)
+    monkeypatch.setattr(task_runner, "_pull", never_whole)
+    runner = TaskRunner(tmp_path, "127.0.0.1:1", [OWN])
+    runner._answer(Client(), threading.Event())  # type: ignore[arg-type]
+    assert runner.run(threading.Event()) is False
