@@ -27,7 +27,8 @@ STATE_FOLDER = "state-folder"
 _log = logging.getLogger(__name__)
 
 Req = TypeVar("Req", TrainRequest, MeasureRequest)
-Answer = Callable[[Hospital, RecordDict, Letter | None], tuple[RecordDict, tuple[Charge, ...]]]
+Answered = tuple[RecordDict, tuple[Charge, ...]]
+Answer = Callable[[Hospital, RecordDict, Letter | None], Answered]
 
 app = ClientApp()
 
@@ -71,40 +72,33 @@ def _as_enclosed(request: Req, letter: Letter | None) -> Req:
     return request
 
 
+def _profile(hospital: Hospital, question: RecordDict, letter: Letter | None) -> Answered:
+    return RecordDict({CONFIG: ConfigRecord({"profile": canonical_json(hospital.enrolment)})}), ()
+
+
+def _update(hospital: Hospital, question: RecordDict, letter: Letter | None) -> Answered:
+    reply = hospital.answer(_as_enclosed(TrainRequest.from_records(question), letter))
+    return reply.to_records(), hospital.charges_of(reply)
+
+
+def _measurement(hospital: Hospital, question: RecordDict, letter: Letter | None) -> Answered:
+    reply = hospital.measure(_as_enclosed(MeasureRequest.from_records(question), letter))
+    return reply.to_records(), hospital.charges_of(reply)
+
+
 @app.query()
 def enrol(message: Message, context: Context) -> Message:
     """Reply with the hospital's public name and declared count."""
-
-    def answer(
-        hospital: Hospital, question: RecordDict, letter: Letter | None
-    ) -> tuple[RecordDict, tuple[Charge, ...]]:
-        profile = ConfigRecord({"profile": canonical_json(hospital.enrolment)})
-        return RecordDict({CONFIG: profile}), ()
-
-    return _answer(ENROL, message, context, answer)
+    return _answer(ENROL, message, context, _profile)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Answer one round."""
-
-    def answer(
-        hospital: Hospital, question: RecordDict, letter: Letter | None
-    ) -> tuple[RecordDict, tuple[Charge, ...]]:
-        reply = hospital.answer(_as_enclosed(TrainRequest.from_records(question), letter))
-        return reply.to_records(), hospital.charges_of(reply)
-
-    return _answer(TRAIN, message, context, answer)
+    return _answer(TRAIN, message, context, _update)
 
 
 @app.query("measure")
 def measure(message: Message, context: Context) -> Message:
     """Answer the measurement behind the last round."""
-
-    def answer(
-        hospital: Hospital, question: RecordDict, letter: Letter | None
-    ) -> tuple[RecordDict, tuple[Charge, ...]]:
-        reply = hospital.measure(_as_enclosed(MeasureRequest.from_records(question), letter))
-        return reply.to_records(), hospital.charges_of(reply)
-
-    return _answer(MEASURE, message, context, answer)
+    return _answer(MEASURE, message, context, _measurement)

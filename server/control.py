@@ -1,5 +1,7 @@
 """Starting and stopping runs by SuperLink's Control API, which is on the coordinator's loopback alone."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -56,10 +58,8 @@ class Control:
             fab=fab_to_proto(Fab(bundle_hash(content), content, {})),
             override_config=user_config_to_proto(config),
         )
-        try:
+        with _answered("Flower's SuperLink did not take the run ({}); see its log."):
             started = self._client.StartRun(request)
-        except (httpx.HTTPError, ValueError) as error:
-            raise EngineFailed(f"Flower's SuperLink did not take the run ({error}); see its log.") from error
         if not started.HasField("run_id"):
             raise EngineFailed("Flower's SuperLink did not take the run; see its log.")
         return int(started.run_id)
@@ -70,10 +70,8 @@ class Control:
         Raises:
             EngineFailed: SuperLink does not answer or did not take the key.
         """
-        try:
+        with _answered("Flower's SuperLink did not take the node's key ({})."):
             self._client.RegisterNode(RegisterNodeRequest(public_key=public_key))
-        except (httpx.HTTPError, ValueError) as error:
-            raise EngineFailed(f"Flower's SuperLink did not take the node's key ({error}).") from error
 
     def nodes(self) -> dict[bytes, int]:
         """Registered nodes: public key (PEM) -> Flower's node id.
@@ -81,10 +79,8 @@ class Control:
         Raises:
             EngineFailed: SuperLink does not answer.
         """
-        try:
+        with _answered("Flower's SuperLink did not list its nodes ({})."):
             found = self._client.ListNodes(ListNodesRequest()).nodes_info
-        except (httpx.HTTPError, ValueError) as error:
-            raise EngineFailed(f"Flower's SuperLink did not list its nodes ({error}).") from error
         return {node.public_key: node.node_id for node in found if node.status != _UNREGISTERED}
 
     def unregister(self, node_id: int) -> None:
@@ -93,10 +89,8 @@ class Control:
         Raises:
             EngineFailed: SuperLink does not answer, or knows no such node.
         """
-        try:
+        with _answered("Flower's SuperLink did not take the node off ({})."):
             self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
-        except (httpx.HTTPError, ValueError) as error:
-            raise EngineFailed(f"Flower's SuperLink did not take the node off ({error}).") from error
 
     def stop(self, run_id: int) -> None:
         """Stop a run, so that nobody works for it any more.
@@ -104,7 +98,14 @@ class Control:
         Raises:
             EngineFailed: SuperLink does not answer, or the run has ended.
         """
-        try:
+        with _answered("Flower's SuperLink did not stop the run ({})."):
             self._client.StopRun(StopRunRequest(run_id=run_id))
-        except (httpx.HTTPError, ValueError) as error:
-            raise EngineFailed(f"Flower's SuperLink did not stop the run ({error}).") from error
+
+
+@contextlib.contextmanager
+def _answered(sentence: str) -> Iterator[None]:
+    """A SuperLink that does not answer, or refuses, is refused with `sentence`, which has a place for why."""
+    try:
+        yield
+    except (httpx.HTTPError, ValueError) as error:
+        raise EngineFailed(sentence.format(error)) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Message
+from flwr.app import Message, Metadata
 from flwr.serverapp import Grid
 
 from fedward.common.codec import Vector, encode
@@ -90,24 +90,28 @@ class Measurement:
         self.anchors = dict(anchors)
         self._study, self._nodes = study, nodes
         self._record = MeasureRequest(study.name, study.local, encode(latents, CODEC)).to_records()
-        self._messages: list[Message] = []
+        self._asked: list[Metadata] = []
         self._lost: list[LostReply] = []
         self._answered: dict[str, int] = {}
         sizes = measured_sizes(study.local)
         self._sums = {kind: np.zeros(size, np.int64) for kind, size in sizes.items()}
 
-    def configure(self, grid: Grid) -> list[Message]:
-        """One message to every enrolled hospital that is connected, each with its own last anchor."""
+    def configure(self, grid: Grid) -> Iterable[Message]:
+        """One message to every enrolled hospital that is connected, each with its own last anchor.
+
+        They are made as they are taken.
+        """
         speaking = speakers(self._nodes, set(grid.get_node_ids()))
         self._lost = not_connected(self._study.hospitals, speaking)
-        self._messages = []
-        return [self.question(node_id) for node_id in speaking.values()]
+        self._asked = []
+        return (self.question(node_id) for node_id in speaking.values())
 
     def question(self, node_id: int) -> Message:
         """The message to one node; it ends with the measurement, wherever it is then."""
         record = addressed(self._record, self.anchors.get(self._nodes[node_id].name, ""))
-        self._messages.append(Message(record, node_id, MEASURE, ttl=self._study.round_timeout))
-        return self._messages[-1]
+        message = Message(record, node_id, MEASURE, ttl=self._study.round_timeout)
+        self._asked.append(message.metadata)
+        return message
 
     def needs_more(self) -> bool:
         """Whether there are fewer usable answers so far than the quorum."""
@@ -120,7 +124,7 @@ class Measurement:
             QuorumMissed: fewer usable ones than the quorum.
         """
         for reply in replies:
-            hospital = sender_of(reply, self._nodes, (one.metadata for one in self._messages))
+            hospital = sender_of(reply, self._nodes, self._asked)
             if hospital is None:
                 self._lost.append(stranger(reply))
             else:

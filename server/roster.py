@@ -101,6 +101,7 @@ def enrol(roster: Roster, study: Study, seconds: float) -> None:
     """Look until each hospital of the study is there or the time is up.
 
     A node that names no enrolled hospital, claims another count, or a name already taken, is left out.
+
     Raises:
         QuorumMissed: fewer hospitals than the quorum were found.
     """

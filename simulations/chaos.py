@@ -25,7 +25,7 @@ from fedward.common.errors import EngineFailed
 from fedward.common.ledger import verify
 from fedward.common.supervision import end
 from fedward.server.study_folder import PUBLISHED, StudyFolder
-from fedward.simulations.deployment import COMMAND, Deployment, found, let_in
+from fedward.simulations.deployment import COMMAND, Deployment, children, found, let_in
 from fedward.simulations.phantoms import make_phantoms
 from fedward.simulations.studies.round_overhead import IMAGES, make_federation, overhead_study
 
@@ -189,7 +189,7 @@ class Federation(Deployment):
 
     def phase(self, server_round: int) -> str:
         """Where a round stands: of `PHASES`, or "before" or "after"."""
-        events = _events(self.study.path)
+        events = self.all_events()
         opened = [
             n for n, one in enumerate(events) if one["event"] == "round" and one["round"] == server_round
         ]
@@ -264,19 +264,3 @@ def until(holds: Callable[[], bool], deadline: float, path: Path) -> None:
         if time.monotonic() > deadline:
             raise EngineFailed(f"The study did not go on in time; see {path}.")
         time.sleep(_LOOK_SECONDS)
-
-
-def _events(study: Path) -> list[dict[str, Any]]:
-    path = study / "progress.jsonl"
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def children(parent: int) -> list[int]:
-    """The processes that a process started and that still run."""
-    found_children = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(entry.read_text().rpartition(")")[2].split()[1]) == parent:
-                found_children.append(int(entry.parent.name))
-    return found_children

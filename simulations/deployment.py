@@ -18,7 +18,8 @@ from typing import Any
 from fedward.common.cli import run
 from fedward.common.flower_tools import LOOPBACK, free_port
 from fedward.common.supervision import end
-from fedward.server.study_folder import StudyFolder
+from fedward.server.progress import read_events
+from fedward.server.study_folder import PROGRESS, StudyFolder
 
 COMMAND = [sys.executable, "-c", "from fedward.common.cli import main; main()"]
 
@@ -44,7 +45,7 @@ class Deployment:
     def pid(self, folder: Path, program: str) -> int:
         """The process that `folder` says runs as `program`; "serverapp" is SuperExec's child."""
         if program == "serverapp":
-            return int(wait_for(lambda: _serverapp_of(self.pid(folder, "superexec"))))
+            return int(wait_for(lambda: next(iter(children(self.pid(folder, "superexec"))), None)))
 
         def found() -> int | None:
             with contextlib.suppress(OSError, ValueError, KeyError):
@@ -59,9 +60,11 @@ class Deployment:
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """The study's events of one name, so far."""
-        path = self.study.path / "progress.jsonl"
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        return [event for event in map(json.loads, lines) if event["event"] == name]
+        return [event for event in self.all_events() if event["event"] == name]
+
+    def all_events(self) -> list[dict[str, Any]]:
+        """The study's events so far."""
+        return read_events(self.study.path / PROGRESS, 0)[0]
 
     def opened(self, server_round: int) -> Callable[[], bool]:
         """Whether a round was opened."""
@@ -77,12 +80,14 @@ class Deployment:
         return hashlib.sha256(self.study.final.read_bytes()).hexdigest()
 
 
-def _serverapp_of(superexec: int) -> int | None:
+def children(parent: int) -> list[int]:
+    """The processes that a process started and that still run."""
+    found_children = []
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            if int(entry.read_text().rpartition(")")[2].split()[1]) == superexec:
-                return int(entry.parent.name)
-    return None
+            if int(entry.read_text().rpartition(")")[2].split()[1]) == parent:
+                found_children.append(int(entry.parent.name))
+    return found_children
 
 
 @contextmanager

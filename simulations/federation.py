@@ -24,34 +24,12 @@ SERVER_NODE = 1
 _log = logging.getLogger(__name__)
 
 
-class InProcessGrid(Grid):
-    """A Flower Grid over hospitals in this process.
+class LocalGrid(Grid):
+    """What a Flower Grid without a SuperLink has: one run, and an identity to stamp messages with."""
 
-    Args:
-        app: the ClientApp that every node runs.
-        hospitals: number of nodes; node ids are 100, 101, ..., partition ids 0, 1, ....
-        run_config: of every node.
-    """
-
-    def __init__(
-        self, app: ClientApp, hospitals: int, run_config: dict[str, bool | float | int | str]
-    ) -> None:
-        """Connect the nodes."""
-        # Flower stamps messages with the identity of the task that its own launchers set.
+    def __init__(self) -> None:
+        """Set what Flower's own launchers would: the identity of the task."""
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SERVER_NODE
-        self._app = app
-        self._ids = itertools.count(1)
-        self._pending: dict[str, Message] = {}
-        self._contexts = {
-            100 + index: Context(
-                run_id=1,
-                node_id=100 + index,
-                node_config={"partition-id": index, "num-partitions": hospitals},
-                state=RecordDict(),
-                run_config=run_config,
-            )
-            for index in range(hospitals)
-        }
 
     def set_run(self, run: Run) -> None:
         """There is one run in a process."""
@@ -71,6 +49,41 @@ class InProcessGrid(Grid):
     ) -> Message:
         """A message to one node."""
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl or DEFAULT_TTL)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Push and pull."""
+        return list(self.pull_messages(self.push_messages(messages)))
+
+
+class InProcessGrid(LocalGrid):
+    """A Flower Grid over hospitals in this process.
+
+    Args:
+        app: the ClientApp that every node runs.
+        hospitals: number of nodes; node ids are 100, 101, ..., partition ids 0, 1, ....
+        run_config: of every node.
+    """
+
+    def __init__(
+        self, app: ClientApp, hospitals: int, run_config: dict[str, bool | float | int | str]
+    ) -> None:
+        """Connect the nodes."""
+        super().__init__()
+        self._app = app
+        self._ids = itertools.count(1)
+        self._pending: dict[str, Message] = {}
+        self._contexts = {
+            100 + index: Context(
+                run_id=1,
+                node_id=100 + index,
+                node_config={"partition-id": index, "num-partitions": hospitals},
+                state=RecordDict(),
+                run_config=run_config,
+            )
+            for index in range(hospitals)
+        }
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes, always connected."""
@@ -103,12 +116,6 @@ class InProcessGrid(Grid):
         except Exception:
             _log.exception("a node's app raised")
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION), reply_to=message)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Push and pull."""
-        return list(self.pull_messages(self.push_messages(messages)))
 
 
 def _unavailable(message_id: str) -> Message:

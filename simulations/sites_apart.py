@@ -11,22 +11,19 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from flwr.app import DEFAULT_TTL, Message, RecordDict
+from flwr.app import Message
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedward.client.app import app as client_app
 from fedward.common.thin_app import STUDY_FOLDER
-from fedward.simulations.federation import SERVER_NODE, InProcessGrid
+from fedward.simulations.federation import InProcessGrid, LocalGrid
 
 Pipe: TypeAlias = "Connection[Any, Any]"
 _NODES, _PUSH, _PULL = "nodes", "push", "pull"
 
 
-class GridApart(Grid):
+class GridApart(LocalGrid):
     """The aggregator's end of the pipe.
 
     Attributes:
@@ -35,28 +32,9 @@ class GridApart(Grid):
 
     def __init__(self, pipe: Pipe) -> None:
         """Speak over `pipe`."""
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SERVER_NODE
+        super().__init__()
         self._pipe = pipe
         self.received = 0
-
-    def set_run(self, run: Run) -> None:
-        """There is one run in a process."""
-
-    @property
-    def run(self) -> Run:
-        """The one run."""
-        return Run.create_empty(1)
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """A message to one node."""
-        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl or DEFAULT_TTL)
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes, always connected."""
@@ -77,12 +55,6 @@ class GridApart(Grid):
             data = self._asked(_PULL, message_id)
             self.received += len(data)
             yield message_from_proto(ProtoMessage.FromString(data))
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Push and pull."""
-        return list(self.pull_messages(self.push_messages(messages)))
 
     def _asked(self, what: str, body: Any) -> Any:
         self._pipe.send((what, body))

@@ -7,7 +7,6 @@ folder is taken away as a lost machine's would be, and `fedward coordinator up` 
 then some seconds old. Hospitals are not touched. The study must end in the undisturbed release.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -18,7 +17,8 @@ from typing import Annotated
 
 import typer
 
-from fedward.simulations.chaos import OFFICE, Federation, children, run_once, template_in, until
+from fedward.simulations.chaos import OFFICE, Federation, run_once, template_in, until
+from fedward.simulations.deployment import children
 from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
 
 _OUT = Path("runs/failover")
@@ -51,9 +51,9 @@ def _taken_over(template: Path, path: Path) -> Row:
         _lose(federation)
         (path / "c").rename(path / "lost")
         (path / "copy").rename(path / "c")
-        before, started = _replies(path), time.monotonic()
+        before, started = len(federation.events("reply")), time.monotonic()
         federation.start(OFFICE, 0)
-        until(lambda: _replies(path) > before, deadline, path)
+        until(lambda: len(federation.events("reply")) > before, deadline, path)
         seconds = time.monotonic() - started
         until(federation.is_finished, deadline, path)
         found = federation.outcome()
@@ -78,11 +78,6 @@ def _lose(federation: Federation) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue
-
-
-def _replies(path: Path) -> int:
-    events = (path / "c" / "s" / "progress.jsonl").read_bytes().splitlines()
-    return sum(json.loads(line)["event"] == "reply" for line in events)
 
 
 def targets_of(rows: list[Row]) -> list[Target]:
