@@ -107,6 +107,10 @@ class ImageRefused(Refusal):
     """An image cannot be read, or cannot be shown to this student."""
 
 
+class TeacherRefused(Refusal):
+    """The public teacher is not installed, or its weights are not the known ones."""
+
+
 class EngineFailed(Refusal):
     """A simulation engine that Fedward starts (Flower, Ray) did not start or did not finish."""
 

@@ -52,6 +52,10 @@ def _group_norm(graph: Graph, layer: nn.GroupNorm, value: str, parameters: list[
     )
 
 
+def _layer_norm(graph: Graph, layer: nn.LayerNorm, value: str, parameters: list[str]) -> str:
+    return graph.node("LayerNormalization", [value, *parameters], axis=-1, epsilon=layer.eps)
+
+
 def _average_pool(graph: Graph, layer: nn.AvgPool2d, value: str, parameters: list[str]) -> str:
     kernel = _pair(layer.kernel_size)
     return graph.node("AveragePool", [value], kernel_shape=kernel, strides=kernel)
@@ -66,6 +70,7 @@ _WRITERS: dict[type[nn.Module], _Writer] = {
     nn.Conv2d: _conv,
     nn.Linear: _linear,
     nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
     nn.ReLU: lambda graph, layer, value, parameters: graph.node("Relu", [value]),
     nn.AvgPool2d: _average_pool,
     nn.Flatten: lambda graph, layer, value, parameters: graph.node("Flatten", [value]),

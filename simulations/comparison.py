@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from fedward.client.training import LocalRound, train
 from fedward.common.codec import Vector
@@ -11,7 +12,7 @@ from fedward.common.config import Study
 from fedward.common.datasets import Split
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.reference import halve, measure
-from fedward.server.rounds import initial_latents
+from fedward.server.rounds import start_latents
 from fedward.server.teacher import train_plainly
 from fedward.simulations.prepare import Simulation
 
@@ -27,9 +28,8 @@ def compare(simulation: Simulation, study: Study) -> dict[str, dict[str, float |
         return measure(local, train_plainly(local, records, _PLAIN_STEPS, generator), test)
 
     reference = simulation.reference
-    alone = _one_hospital(
-        study, simulation.hospitals[0], KeyedGenerator.from_seed(seed, "comparison", "alone")
-    )
+    generator = KeyedGenerator.from_seed(seed, "comparison", "alone")
+    alone = _one_hospital(study, start_latents(simulation.folder), simulation.hospitals[0], generator)
     return {
         "public_only": None if reference is None else plain(halve(reference).calibration, "public"),
         "one_hospital": measure(local, alone, test),
@@ -37,14 +37,15 @@ def compare(simulation: Simulation, study: Study) -> dict[str, dict[str, float |
     }
 
 
-def _one_hospital(study: Study, records: Split, generator: KeyedGenerator) -> Vector:
+def _one_hospital(study: Study, start: Vector, records: Split, generator: KeyedGenerator) -> Vector:
     """The first hospital's own run: the study's rounds, noise and averaging, without the others."""
     local = replace(study.local, ewc_lambda=0.0, distillation_alpha=0.0)
-    latents = torch.from_numpy(initial_latents(study))
+    latents = torch.from_numpy(start)
     kept: list[torch.Tensor] = []
     for server_round in range(1, study.rounds + 1):
         rate = study.learning_rate_at(server_round)
         work = LocalRound(local, rate, study.hospitals[0].num_examples, latents)
-        latents = latents + train(work, records, generator.derive(server_round))[0]
+        change = train(work, records, generator.derive(server_round))[0]
+        latents = latents + F.pad(change, (len(latents) - len(change), 0))
         kept = [*kept, latents][-study.averaged_rounds :]
     return np.asarray(torch.stack(kept).mean(dim=0).numpy(), np.float32)
