@@ -81,7 +81,8 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int =
 
 
 def _positions(channels: int, spec: StudentSpec) -> tuple[list[nn.Module], int]:
-    """Pool the map at a quarter of the image's side to about 7 by 7, and flatten: layers, and how many values come out.
+    """Layers that pool the map at a quarter of the image's side to about 7 by 7 and flatten it, and how many
+    values come out.
 
     What follows decides on position and channel.
     A mean over all positions costs 15 points of validation AUC at epsilon 3: its features share one large
@@ -191,7 +192,8 @@ def split(model: nn.Sequential, trained: str) -> tuple[nn.Sequential, nn.Sequent
         trained: of `TRAINED`; head is the last layer, whose values end the packed vector.
     """
     first = len(model) - 1 if trained == "head" else 0
-    return model[:first], model[first:]
+    layers = list(model)
+    return nn.Sequential(*layers[:first]), nn.Sequential(*layers[first:])
 
 
 def trained_count(spec: StudentSpec, trained: str) -> int:

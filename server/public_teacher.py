@@ -8,6 +8,7 @@ they are used only if they are the very ones that the figures were measured with
 import hashlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,9 +77,10 @@ def _features(teacher: nn.Module, images: Tensor) -> Tensor:
     resized = F.interpolate(images * STD + MEAN, size=_SIDE, mode="bilinear", align_corners=False)
     mean, deviation = _IMAGENET
     value = ((resized.expand(-1, 3, -1, -1) - mean) / deviation).contiguous(memory_format=torch.channels_last)
-    value = teacher._swish(teacher._bn0(teacher._conv_stem(value)))
+    stem: Any = teacher
+    value = stem._swish(stem._bn0(stem._conv_stem(value)))
     pooled = []
-    for index, block in enumerate(teacher._blocks):  # type: ignore[arg-type]
+    for index, block in enumerate(stem._blocks):
         value = block(value)
         if index in _BLOCKS:
             pooled.append(value.mean(dim=(2, 3)))
