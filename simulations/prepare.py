@@ -59,7 +59,7 @@ def prepare(
     """
     check_free(out)
     dataset = find_dataset(options.dataset)
-    reference = _reference(options, dataset)
+    reference = reference_records(options, dataset)
     options, start = settle(options, dataset, reference, tell)
     hospitals = _hospitals(options, dataset)
     parent = (
@@ -91,7 +91,7 @@ def _hospitals(options: Options, dataset: ImageDataset) -> list[Split]:
     return make_hospitals(dataset.train, options.partition, options.hospitals, options.seed)
 
 
-def _reference(options: Options, dataset: ImageDataset) -> Split | None:
+def reference_records(options: Options, dataset: ImageDataset) -> Split | None:
     """Public records: ``val`` (the data set's own validation split), ``none``, or another data set's."""
     if options.reference == "none":
         return None
