@@ -196,9 +196,9 @@ def split(model: nn.Sequential, trained: str) -> tuple[nn.Sequential, nn.Sequent
     return nn.Sequential(*layers[:first]), nn.Sequential(*layers[first:])
 
 
-def trained_count(spec: StudentSpec, trained: str) -> int:
-    """How many values a study's updates hold: the last so many of the packed vector."""
-    return parameter_count(split(build_student(spec), trained)[1])
+def frozen_count(spec: StudentSpec, trained: str) -> int:
+    """How many values at the front of the packed vector a study leaves alone; updates hold the others."""
+    return parameter_count(split(build_student(spec), trained)[0])
 
 
 def parameter_count(model: nn.Module) -> int:

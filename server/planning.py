@@ -11,7 +11,7 @@ from fedward.common.config import MOST_NOISE, EnrolledHospital, LocalSettings, S
 from fedward.common.datasets import ImageDataset
 from fedward.common.errors import SettingRefused
 from fedward.common.measurement import measurements
-from fedward.common.models import trained_count
+from fedward.common.models import build_student, frozen_count, parameter_count
 from fedward.common.privacy import noise_multiplier
 from fedward.common.rounding import noise_deviation
 from fedward.server.coordinator import Coordinator
@@ -137,7 +137,7 @@ def _check_noise(study: Study) -> None:
     that is far below 1.
     """
     local = study.local
-    count = trained_count(local.spec, local.trained)
+    count = parameter_count(build_student(local.spec)) - frozen_count(local.spec, local.trained)
     passed = max(4.0, -float(ndtri(2.0 / count)))
     largest = sorted(hospital.num_examples for hospital in study.hospitals)[-study.quorum]
     deviation = noise_deviation(local, study.learning_rate, largest)

@@ -33,7 +33,7 @@ from fedward.common.messages import (
     addressed,
     refusal_text,
 )
-from fedward.common.models import trained_count
+from fedward.common.models import frozen_count
 from fedward.common.rounding import uplink_step
 from fedward.server.aggregation import IntegerMean, norm_bound, screen
 from fedward.server.checkpoint import Progress
@@ -85,7 +85,7 @@ class FedwardAvg(FedAvg):
         self._nodes = nodes
         self._extras = extras or {}
         self._on_reply = on_reply
-        self._count = trained_count(study.local.spec, study.local.trained)
+        self._count = len(progress.latents) - frozen_count(study.local.spec, study.local.trained)
         self._sent: Vector = progress.latents
         self._record = RecordDict()
         self._asked: list[Metadata] = []  # not the messages: a thousand would lie here for a round

@@ -39,6 +39,7 @@ def settle(
         TeacherRefused: the public teacher is not installed, or is another.
         StartRefused, SettingRefused: the start or the student does not fit.
     """
+    asked = options
     if options.recipe == DISTILLED and options.sample_rate == 1.0:
         options = dataclasses.replace(options, sample_rate=sample_rate(len(dataset.train.images)))
     local = local_settings(options, dataset, reference)
@@ -52,7 +53,7 @@ def settle(
     if not why:
         return options, start
     tell(f"Training from scratch instead: {why}")
-    return _from_scratch(options, why), None
+    return _from_scratch(asked, why), None
 
 
 def made(
@@ -125,7 +126,6 @@ def _correct(settings: LocalSettings, latents: Vector, records: Split) -> float:
 
 def _from_scratch(options: Options, why: str) -> Options:
     """The same options, each of the distilled recipe's own back at its default."""
-    plain = Options()
-    own = {**RECIPES[DISTILLED], "sample_rate": options.sample_rate}
+    plain, own = Options(), RECIPES[DISTILLED]
     back = {name: getattr(plain, name) for name, value in own.items() if getattr(options, name) == value}
     return dataclasses.replace(options, **back, recipe=FROM_SCRATCH, recipe_note=why)

