@@ -86,9 +86,10 @@ def chosen_epsilons(text: str) -> list[float | None]:
         SettingRefused: one is no number.
     """
     try:
-        return [None if name == "none" else float(name) for name in chosen_names(text, None, "epsilon")]
+        values = [None if name == "none" else float(name) for name in chosen_names(text, None, "epsilon")]
     except ValueError:
         raise SettingRefused(f"--epsilons are numbers or none, with commas between; not {text!r}.") from None
+    return list(dict.fromkeys(values))
 
 
 def cell_keys(

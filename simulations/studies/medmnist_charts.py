@@ -1,7 +1,7 @@
 """The charts of the study `medmnist`: accuracy against epsilon by set, and on average against bytes and time.
 
-SVGs that stand alone. Averages are over the sets that every cell of the chart was measured on, as are the
-published ones beside them.
+SVGs that stand alone. Accuracy is that of the column ACC, which decides as the published ones do. Averages
+are over the sets that every cell was measured on, as are the published ones beside them.
 """
 
 import io
@@ -11,15 +11,18 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, NullFormatter
 
 from fedward.common.files import write_atomically
-from fedward.simulations.studies.medmnist_table import Average, Cell, Measured, Table, over_common_sets
+from fedward.simulations.studies.medmnist_table import Average, Measured, Table, over_common_sets
 from fedward.simulations.studies.published import BITMEDVIT, RESNET_18
 
 ACCURACY = "accuracy_at_frequencies"
-_INK, _GRID = "#1d2733", "#e3e7ea"
+_INK, _MUTED, _GRID = "#1d2733", "#6c757d", "#e3e7ea"
 _COLOURS = ("#0b6e99", "#c2571a", "#3d8b37", "#7a4fa3", "#a3324f", "#6b6b2a")
-_RIVALS = ((RESNET_18, "#6c757d", (0, (5, 2))), (BITMEDVIT, "#6c757d", (0, (1.5, 1.5))))
+_SHAPES = ("o", "s", "^", "D", "v", "P", "X", "p", "h")
+_RIVALS = ((RESNET_18, (0, (5, 2))), (BITMEDVIT, (0, (1.5, 1.5))))
 _MARKERS = {"central": "s", "federated": "o"}
 _COLUMNS = 3
 _STYLE = {"font.size": 9, "svg.fonttype": "none", "text.parse_math": False, "text.color": _INK}
@@ -61,10 +64,11 @@ def _by_epsilon(table: Table) -> Figure:
     panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axes, name in zip(panels, sets, strict=False):
         _draw_set(axes, name, [one for one in table.measured if one.set == name], epsilons)
+        axes.set_xlabel("epsilon")
+    for axes in panels[::columns]:
+        axes.set_ylabel("test accuracy")
     for axes in panels[len(sets) :]:
         axes.set_axis_off()
-    figure.supylabel("test accuracy at class frequencies")
-    figure.supxlabel("epsilon of each hospital")
     _legend(figure, panels[: len(sets)])
     return figure
 
@@ -92,64 +96,90 @@ def _draw_set(axes: Any, name: str, own: Sequence[Measured], epsilons: Sequence[
             markersize=4,
             capsize=2,
         )
-    for rival, colour, dashes in _RIVALS:
+    for rival, dashes in _RIVALS:
         if name in rival.accuracies:
             label = f"{rival.name} (published, not private)"
-            axes.axhline(rival.accuracies[name], color=colour, linestyle=dashes, linewidth=1, label=label)
+            axes.axhline(rival.accuracies[name], color=_MUTED, linestyle=dashes, linewidth=1, label=label)
     axes.set_xticks(range(len(epsilons)), ["none" if one is None else f"{one:g}" for one in epsilons])
     axes.set_xlim(-0.3, len(epsilons) - 0.7)
     axes.set_title(name, fontsize=9, loc="left")
     _finish(axes)
 
 
-def _scatter(averages: Sequence[Average], figure_name: str, label: str) -> Figure:
-    """A point a cell; students are named, epsilons coloured, modes marked."""
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+def _scatter(averages: Sequence[Average], name: str, label: str) -> Figure:
+    """A point a cell: students by their marker, epsilons by colour, federated ones filled."""
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     axes = figure.subplots()
+    students = list(dict.fromkeys(one.cell.student for one in averages))
     epsilons = sorted({one.cell.epsilon for one in averages}, key=_privacy)
-    for mode, marker in _MARKERS.items():
-        for epsilon, colour in zip(epsilons, _COLOURS, strict=False):
-            own = [one for one in averages if (one.cell.mode, one.cell.epsilon) == (mode, epsilon)]
-            if own:
-                xs, ys = _column(own, figure_name), _column(own, ACCURACY)
-                name = "not private" if epsilon is None else f"epsilon {epsilon:g}"
-                axes.scatter(xs, ys, color=colour, marker=marker, s=30, label=f"{mode}, {name}")
-    for cell, x, y in _highest(averages, figure_name):
-        axes.annotate(cell.student, (x, y), xytext=(0, 7), textcoords="offset points", ha="center")
+    for one in averages:
+        colour = _COLOURS[epsilons.index(one.cell.epsilon) % len(_COLOURS)]
+        axes.plot(
+            [_drawn(one, name)],
+            [_drawn(one, ACCURACY)],
+            linestyle="None",
+            marker=_SHAPES[students.index(one.cell.student) % len(_SHAPES)],
+            color=colour,
+            markerfacecolor=colour if one.cell.mode == "federated" else "white",
+            markersize=6,
+        )
     sets = averages[0].sets
-    _draw_rivals(axes, sets, has_bytes=figure_name == "bytes")
-    axes.set(xscale="log", xlabel=label, ylabel=f"accuracy at class frequencies, mean of {_sets(sets)}")
-    axes.margins(x=0.15, y=0.15)
+    rivals = _draw_rivals(axes, sets, has_bytes=name == "bytes")
+    _scale(axes, name)
+    axes.set(xlabel=label, ylabel=f"accuracy, mean of {_sets(sets)}")
     _finish(axes)
-    _legend(figure, [axes])
+    modes = dict.fromkeys(one.cell.mode for one in averages)
+    handles = [*_keys_of(students, epsilons, list(modes)), *rivals]
+    columns = min(4, len(handles))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 
-def _column(averages: Sequence[Average], name: str) -> list[float]:
+def _scale(axes: Any, name: str) -> None:
+    """Bytes differ by factors; milliseconds are compared from zero."""
+    axes.margins(x=0.1, y=0.1)
+    if name == "bytes":
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(left=0.0)
+
+
+def _keys_of(students: Sequence[str], epsilons: Sequence[float | None], modes: Sequence[str]) -> list[Line2D]:
+    """The legend's marks for the three things that a point's looks tell."""
+    looks = [(name, shape, _INK, _INK) for name, shape in zip(students, _SHAPES, strict=False)]
+    looks += [(_in_words(one), "o", colour, colour) for one, colour in zip(epsilons, _COLOURS, strict=False)]
+    looks += [(mode, "o", _INK, _INK if mode == "federated" else "white") for mode in modes]
+    return [
+        Line2D([], [], linestyle="None", label=label, marker=shape, color=edge, markerfacecolor=face)
+        for label, shape, edge, face in looks
+    ]
+
+
+def _in_words(epsilon: float | None) -> str:
+    return "not private" if epsilon is None else f"epsilon {epsilon:g}"
+
+
+def _drawn(one: Average, name: str) -> float:
     """NaN where a figure is missing, which is not drawn."""
-    return [float("nan") if (mean := one.means[name]) is None else mean for one in averages]
+    value = one.means[name]
+    return float("nan") if value is None else value
 
 
-def _highest(averages: Sequence[Average], figure_name: str) -> list[tuple[Cell, Any, Any]]:
-    """Each student's best point, where its name is written."""
-    best: dict[str, Average] = {}
-    for one in averages:
-        known = best.get(one.cell.student)
-        if known is None or (one.means[ACCURACY] or 0.0) > (known.means[ACCURACY] or 0.0):
-            best[one.cell.student] = one
-    return [(one.cell, one.means[figure_name], one.means[ACCURACY]) for one in best.values()]
-
-
-def _draw_rivals(axes: Any, sets: Sequence[str], has_bytes: bool) -> None:
-    for rival, colour, dashes in _RIVALS:
-        level = rival.mean_over(sets)[0]
+def _draw_rivals(axes: Any, sets: Sequence[str], has_bytes: bool) -> list[Any]:
+    """Published means over the same sets: a star where the file's size is known, else a line across."""
+    drawn = []
+    for rival, dashes in _RIVALS:
+        level, label = rival.mean_over(sets)[0], f"{rival.name} (published, not private)"
         if level is None:
             continue
-        label = f"{rival.name} (published, not private)"
         if has_bytes and rival.megabytes is not None:
-            axes.scatter([1e6 * rival.megabytes], [level], color=colour, marker="*", s=70, label=label)
+            size = 1e6 * rival.megabytes
+            drawn += axes.plot([size], [level], "*", color=_MUTED, markersize=10, label=label)
         else:
-            axes.axhline(level, color=colour, linestyle=dashes, linewidth=1, label=label)
+            drawn.append(axes.axhline(level, color=_MUTED, linestyle=dashes, linewidth=1, label=label))
+    return drawn
 
 
 def _sets(sets: Sequence[str]) -> str:

@@ -172,7 +172,7 @@ def _aims(average: Average) -> list[Target]:
     for rival in (RESNET_18, BITMEDVIT):
         theirs = average.published[rival.name][0]
         if ours is not None and theirs is not None:
-            found.append(Target(f"{what}: accuracy at frequencies beside {rival.name}", ours, theirs, True))
+            found.append(Target(f"{what}: accuracy beside {rival.name}", ours, theirs, True))
     return found
 
 
