@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -16,11 +16,12 @@ from hypothesis.extra import numpy as hnp
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import save_npz
 from fedward.common.decision import decide
-from fedward.common.errors import DatasetRefused, OutputRefused, SettingRefused
+from fedward.common.errors import DatasetRefused, OutputRefused, SettingRefused, UnknownName
 from fedward.common.medmnist_sets import MEDMNIST_SETS
 from fedward.simulations import sources
 from fedward.simulations.options import Options
 from fedward.simulations.phantoms import make_phantoms
+from fedward.simulations.recipes import RECIPES
 from fedward.simulations.studies import medmnist, medmnist_cells
 from fedward.simulations.studies.medmnist_charts import write_charts
 from fedward.simulations.studies.medmnist_table import (
@@ -68,7 +69,13 @@ def offline(asked: list[str]) -> Callable[..., Path]:
 
 
 def made_up(name: str = "bloodmnist", seed: int = 0, **changes: Any) -> Row:
-    key = {"set": name, "mode": "federated", "student": "ternary-cnn", "epsilon": 3.0, "recipe": "default"}
+    key = {
+        "set": name,
+        "mode": "federated",
+        "student": "ternary-cnn",
+        "epsilon": 3.0,
+        "recipe": "from-scratch",
+    }
     key |= {"seed": seed} | {part: changes.pop(part) for part in list(changes) if part in key}
     figures = dict.fromkeys(FIGURES, 0.9) | {"bytes": 16_000, "latency_ms": 0.07, "fp32_latency_ms": 0.06}
     return {"key": key, **figures, "largest_epsilon": 2.99} | changes
@@ -108,13 +115,19 @@ def test_large_sets_have_settings_of_their_own_and_the_others_the_defaults() -> 
     defaults = {"rounds": Options().rounds, "sample_rate": Options().sample_rate}
     for name in MEDMNIST_SETS:
         expected = large if name in medmnist_cells.LARGE_SETS else defaults
-        assert medmnist_cells.settings(name, "default", is_quick=False) == expected
-    quick = medmnist_cells.settings("pathmnist", "default", is_quick=True)
+        assert medmnist_cells.settings(name, "from-scratch", is_quick=False) == expected
+    quick = medmnist_cells.settings("pathmnist", "from-scratch", is_quick=True)
     assert quick == {"rounds": medmnist_cells.QUICK_ROUNDS, "sample_rate": medmnist_cells.LARGE_SAMPLE_RATE}
 
 
 def a_key(**changes: Any) -> Row:
-    key = {"set": "phantom", "mode": "federated", "student": "int8-vit", "epsilon": 8.0, "recipe": "default"}
+    key = {
+        "set": "phantom",
+        "mode": "federated",
+        "student": "int8-vit",
+        "epsilon": 8.0,
+        "recipe": "from-scratch",
+    }
     return key | {"seed": 5, "rounds": 7, "sample_rate": 0.5} | changes
 
 
@@ -127,35 +140,15 @@ def test_a_key_is_the_defaults_but_for_what_it_names() -> None:
     assert (plain.epsilon, plain.rounds, plain.sample_rate) == (None, Options().rounds, Options().sample_rate)
 
 
-@dataclass(frozen=True)
-class Bare:
-    """Options of a version without recipes."""
-
-    dataset: str
-    hospitals: int
-    seed: int
-    student: str = ""
-    epsilon: float | None = None
-    rounds: int = 60
-    sample_rate: float = 0.25
-
-
-@dataclass(frozen=True)
-class WithRecipe(Bare):
-    """And of one that has them."""
-
-    recipe: str = "own default"
-
-
-def test_a_recipe_is_passed_on_only_where_there_are_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
-    named = a_key(recipe="best", rounds=None, sample_rate=None)
-    monkeypatch.setattr(medmnist_cells, "Options", WithRecipe)
-    assert medmnist_cells.options_of(named).recipe == "best"  # type: ignore[attr-defined]
-    assert medmnist_cells.options_of(a_key()).recipe == "own default"  # type: ignore[attr-defined]
-    monkeypatch.setattr(medmnist_cells, "Options", Bare)
-    assert medmnist_cells.options_of(a_key())
-    with pytest.raises(SettingRefused, match="no recipe 'best': leave out --recipe"):
-        medmnist_cells.options_of(named)
+def test_a_recipe_by_name_is_the_recipe_of_the_command() -> None:
+    asked = medmnist_cells.options_of(
+        a_key(recipe="distilled", student="int8-embed", rounds=None, sample_rate=None)
+    )
+    own = {**RECIPES["distilled"], "student": "int8-embed"}
+    assert {name: getattr(asked, name) for name in own} == own
+    assert (asked.recipe, asked.dataset, asked.epsilon, asked.seed) == ("distilled", "phantom", 8.0, 5)
+    with pytest.raises(UnknownName, match="from-scratch, distilled"):
+        medmnist_cells.options_of(a_key(recipe="best"))
 
 
 def test_a_named_recipe_brings_its_own_settings() -> None:

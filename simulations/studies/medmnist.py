@@ -31,11 +31,11 @@ from fedward.common.trust import load_trust
 from fedward.simulations.evaluation import onnx_logits
 from fedward.simulations.options import Options
 from fedward.simulations.prepare import Simulation, prepare
+from fedward.simulations.recipes import FROM_SCRATCH
 from fedward.simulations.simulate import Finished, run
 from fedward.simulations.sources import find_dataset
 from fedward.simulations.studies.medmnist_cells import (
     HOSPITALS,
-    PRESENT_RECIPE,
     QUICK_ROUNDS,
     cell_keys,
     chosen_epsilons,
@@ -153,7 +153,7 @@ def main(
     epsilons: Annotated[str, typer.Option(help="Numbers, or none.")] = "none,8,3,1",
     student: Annotated[str, typer.Option(help="Networks, with commas between.")] = "cnn",
     seeds: Annotated[int, typer.Option(min=1)] = 3,
-    recipe: Annotated[str, typer.Option(help="Of `fedward simulate`.")] = PRESENT_RECIPE,
+    recipe: Annotated[str, typer.Option(help="Of `fedward simulate`.")] = FROM_SCRATCH,
     out: Annotated[Path, typer.Option(help="Where raw rows, tables and charts are kept.")] = _OUT,
     as_json: Annotated[bool, typer.Option("--json")] = False,
     quick: Annotated[

@@ -1,11 +1,11 @@
 """The cells of the study `medmnist`: what its options ask for, as rows' keys, and a key as `Options`."""
 
-from dataclasses import fields, replace
 from typing import Any
 
 from fedward.common.errors import SettingRefused, UnknownName
 from fedward.common.medmnist_sets import MEDMNIST_SETS
 from fedward.simulations.options import Options
+from fedward.simulations.recipes import FROM_SCRATCH, RECIPES
 from fedward.simulations.sources import find_dataset
 from fedward.simulations.studies.rows import Row
 
@@ -15,14 +15,13 @@ HOSPITALS = {"central": 1, "federated": 8}
 LARGE_SETS = ("chestmnist", "octmnist", "organamnist", "pathmnist", "tissuemnist")
 LARGE_SAMPLE_RATE, LARGE_ROUNDS = 0.05, 120
 QUICK_ROUNDS = 2
-PRESENT_RECIPE = "default"
 
 
 def settings(name: str, recipe: str, is_quick: bool) -> Row:
     """The public constants of a set that its rows are told apart by; a named recipe brings its own."""
     is_large = name in LARGE_SETS
     chosen: Row = {"rounds": None, "sample_rate": None}
-    if recipe == PRESENT_RECIPE:
+    if recipe == FROM_SCRATCH:
         defaults = Options()
         chosen = {
             "rounds": LARGE_ROUNDS if is_large else defaults.rounds,
@@ -35,19 +34,12 @@ def options_of(key: Row) -> Options:
     """What a row's key asks of `fedward simulate`.
 
     Raises:
-        SettingRefused: it names a recipe, where `Options` has none.
+        UnknownName: it names no recipe.
     """
     asked: dict[str, Any] = {name: key[name] for name in ("rounds", "sample_rate") if key[name] is not None}
-    if key["recipe"] != PRESENT_RECIPE:
-        if "recipe" not in {field.name for field in fields(Options)}:
-            raise SettingRefused(f"There is no recipe {key['recipe']!r}: leave out --recipe.")
-        asked["recipe"] = key["recipe"]
-    return replace(
-        Options(dataset=key["set"], hospitals=HOSPITALS[key["mode"]], seed=key["seed"]),
-        student=key["student"],
-        epsilon=key["epsilon"],
-        **asked,
-    )
+    asked |= {name: key[name] for name in ("student", "epsilon", "recipe", "seed")}
+    asked |= {"dataset": key["set"], "hospitals": HOSPITALS[key["mode"]]}
+    return Options(**RECIPES.get(key["recipe"], {}) | asked)
 
 
 def chosen_names(text: str, known: tuple[str, ...] | None, what: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedward.common.files import write_atomically
 from fedward.common.medmnist_sets import MEDMNIST_SETS
+from fedward.simulations.recipes import FROM_SCRATCH
 from fedward.simulations.studies.published import BITMEDVIT, PUBLISHED, RESNET_18, Published
 from fedward.simulations.studies.rows import Row, Target
 
@@ -40,7 +41,7 @@ class Cell:
     @property
     def name(self) -> str:
         """For a person, without the epsilon."""
-        return f"{self.mode}, {self.student}" + ("" if self.recipe == "default" else f", {self.recipe}")
+        return f"{self.mode}, {self.student}" + ("" if self.recipe == FROM_SCRATCH else f", {self.recipe}")
 
 
 @dataclass(frozen=True)
