@@ -4,19 +4,63 @@ All that is read here comes from another machine: whatever does not fit is refus
 """
 
 import re
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from fedward.common.codec import DOWNLINK_CODECS, Payload, codec_id
+from fedward.common.codec import DIFFERENCES, DOWNLINK_CODECS, UPLINK_CODECS, Payload, codec_id
 from fedward.common.errors import PayloadRefused, SettingRefused
 from fedward.common.files import parse_canonical
 
 MODEL, CONFIG = "model", "config"
 LATENTS, ANCHOR, FISHER, TEACHER = "latents", "anchor", "fisher", "teacher"
 LEDGER_ANCHOR = "ledger_anchor"  # in a request, beside the header that all hospitals get
+REPLICA = "replica"  # in headers of studies whose model travels as differences, and in no others
 _ANCHOR_TOKEN = re.compile(r"([0-9a-f]{48}:[0-9a-f]{64}:[0-9a-f]{64})?")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Replica:
+    """Which model a request leads to, and from which (`fedward.common.differences.replica_digest`).
+
+    Attributes:
+        digest: of the model that every hospital trains from in this round.
+        base: of the model that the request's difference is to; empty where the model travels in full.
+    """
+
+    digest: str
+    base: str = ""
+
+
+def read_replica(header: dict[str, Any], codec: str) -> Replica | None:
+    """The models that a request names, where its model travels in one of `DIFFERENCES`; else None.
+
+    Raises:
+        PayloadRefused: they are named by no digests, or where there are none, or not where there are some.
+    """
+    if codec not in DIFFERENCES:
+        if REPLICA in header:
+            raise PayloadRefused(f"A request in codec {codec} names a base, but its model comes in full.")
+        return None
+    value = header.get(REPLICA)
+    if not isinstance(value, dict) or set(value) != {"base", "digest"}:
+        raise PayloadRefused("A request's models are named by two digests: base and digest.")
+    base = value["base"]
+    return Replica(checked_digest(value["digest"]), base if base == "" else checked_digest(base))
+
+
+def checked_digest(value: object) -> str:
+    """`value`, if it is a SHA-256 in 64 hexadecimal digits.
+
+    Raises:
+        PayloadRefused: it is not.
+    """
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise PayloadRefused("A message names a model by a SHA-256 in 64 hexadecimal digits.")
+    return value
 
 
 def addressed(request: RecordDict, anchor: str) -> RecordDict:
@@ -48,8 +92,8 @@ def checked_anchor(value: object) -> str:
     return value
 
 
-def read_header(content: RecordDict, key: str, names: set[str]) -> dict[str, object]:
-    """A message's header, which has exactly the fields `names`.
+def read_header(content: RecordDict, key: str, names: set[str], *optional: str) -> dict[str, object]:
+    """A message's header, which has exactly the fields `names`, and of `optional` any.
 
     Raises:
         PayloadRefused: missing, not canonical JSON, or with other fields.
@@ -58,10 +102,10 @@ def read_header(content: RecordDict, key: str, names: set[str]) -> dict[str, obj
         data = cast(bytes, content.config_records[CONFIG][key])
     except (KeyError, TypeError, AttributeError):
         data = b""
-    return parsed_header(data, key, names)
+    return parsed_header(data, key, names, *optional)
 
 
-def parsed_header(data: bytes, key: str, names: set[str]) -> dict[str, object]:
+def parsed_header(data: bytes, key: str, names: set[str], *optional: str) -> dict[str, object]:
     """The same from the header's bytes."""
     try:
         value = parse_canonical(data)
@@ -69,7 +113,7 @@ def parsed_header(data: bytes, key: str, names: set[str]) -> dict[str, object]:
         raise PayloadRefused(
             f"A message carries no readable {key}; its sender is of another version."
         ) from error
-    if not isinstance(value, dict) or set(value) != names:
+    if not isinstance(value, dict) or not names <= set(value) <= names | set(optional):
         raise PayloadRefused(f"A message's {key} has other fields than this version's.")
     return value
 
@@ -78,7 +122,7 @@ def read_codecs(value: object) -> tuple[str, str]:
     """(downlink, uplink) of a header's field.
 
     Raises:
-        PayloadRefused: no pair, or the first is one for updates only.
+        PayloadRefused: no pair, or one that does not travel in its direction.
         UnknownName: a codec that does not exist.
     """
     if not isinstance(value, list) or len(value) != 2:
@@ -88,6 +132,8 @@ def read_codecs(value: object) -> tuple[str, str]:
         codec_id(name)  # refused here, before anything is charged
     if names[0] not in DOWNLINK_CODECS:
         raise PayloadRefused(f"A model does not travel in codec {names[0]!r}: that is for noised updates.")
+    if names[1] not in UPLINK_CODECS:
+        raise PayloadRefused(f"An update does not travel in codec {names[1]!r}: that is for models.")
     return names
 
 

@@ -32,7 +32,7 @@ class Plan:
         name: of the study.
         sites: names or ids of those that take part; empty for all that are enrolled and not revoked.
         quorum: fewest usable replies that close a round; None for half of the sites.
-        uplink_codec: of `fedward.common.codec.CODECS`.
+        uplink_codec, downlink_codec: of `fedward.common.codec.UPLINK_CODECS` and `DOWNLINK_CODECS`.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Plan:
     quorum: int | None = None
     round_timeout: float = 3600.0
     uplink_codec: str = "int8"
+    downlink_codec: str = "int8"
 
 
 def plan_deployed(plan: Plan, coordinator: Coordinator, dataset: ImageDataset, path: Path) -> Study:
@@ -77,7 +78,7 @@ def plan_deployed(plan: Plan, coordinator: Coordinator, dataset: ImageDataset, p
         server_momentum=0.0,
         averaged_rounds=20,
         uplink_codec=plan.uplink_codec,
-        downlink_codec="int8",
+        downlink_codec=plan.downlink_codec,
         quorum=math.ceil(len(enrolled) / 2) if plan.quorum is None else plan.quorum,
         round_timeout=plan.round_timeout,
         decision="balanced",
