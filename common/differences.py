@@ -66,5 +66,5 @@ def _step(difference: Vector, codec: str) -> float:
     if square == 0.0 or not math.isfinite(square):
         return 1.0
     fraction, exponent = math.frexp(PARTS[codec] * math.sqrt(square))
-    rounded = math.ldexp(round(math.ldexp(fraction, _STEP_BITS)), exponent - _STEP_BITS)
+    rounded = math.ldexp(math.floor(math.ldexp(fraction, _STEP_BITS)), exponent - _STEP_BITS)
     return max(rounded, SMALLEST_STEP)

@@ -56,11 +56,19 @@ def test_the_replica_is_within_half_a_step_of_the_model(model: Vector, codec: st
 
 @settings(max_examples=80, deadline=None)
 @given(VECTORS, NAMES)
+def test_the_error_is_a_fixed_part_of_the_difference_at_most(model: Vector, codec: str) -> None:
+    found = sent(model, np.zeros_like(model), codec)[1].astype(np.float64)
+    size = float(np.linalg.norm(model.astype(np.float64)))
+    assert np.linalg.norm(found - model) <= (PARTS[codec] / 2 + 1e-6) * size + 1e-28
+
+
+@settings(max_examples=80, deadline=None)
+@given(VECTORS, NAMES)
 def test_the_step_is_a_part_of_the_differences_size_to_eight_bits(difference: Vector, codec: str) -> None:
     step = step_of(encode_difference(difference, np.zeros_like(difference), codec))
     size = float(np.sqrt(np.mean(np.square(difference.astype(np.float64))))) if len(difference) else 0.0
     if size > 1e-29:
-        assert step == pytest.approx(PARTS[codec] * size, rel=2.0**-8)
+        assert step == pytest.approx(PARTS[codec] * size, rel=2.0**-7)
     assert step == 1e-30 or float(np.frexp(step)[0] * 256).is_integer()
 
 
