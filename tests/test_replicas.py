@@ -17,7 +17,7 @@ from fedward.common.codec import Payload, Vector, encode
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.differences import decode_difference, encode_difference, replica_digest
-from fedward.common.errors import OutputRefused, PayloadRefused, Refusal, ReplicaUnknown
+from fedward.common.errors import BudgetRefused, OutputRefused, PayloadRefused, Refusal, ReplicaUnknown
 from fedward.common.messages import LATENTS, Replica, TrainReply, TrainRequest
 from fedward.common.models import build_student, parameter_count
 
@@ -273,6 +273,14 @@ def test_a_model_that_is_not_the_one_named_is_refused(site: Path, ask: Ask, is_f
     assert request.replica is not None
     wrong = replace(request, replica=replace(request.replica, digest="ab" * 32))
     refused(site, wrong, PayloadRefused, "not the one that the request names")
+
+
+def test_what_is_not_charged_is_not_written(site: Path, ask: Ask) -> None:
+    """Else a coordinator could fill the disk with models of studies that are refused."""
+    request = ask(1, is_full=True)
+    dearer = replace(request, settings=replace(request.settings, target_delta=1e-4))
+    refused(site, dearer, BudgetRefused, "delta")
+    assert not (site / "replicas").exists()
 
 
 def test_a_round_that_was_answered_is_not_answered_for_another_model(site: Path, ask: Ask) -> None:
