@@ -3,8 +3,9 @@
 All that is read here comes from another machine: whatever does not fit is refused by name.
 """
 
+import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -29,10 +30,18 @@ class Replica:
     Attributes:
         digest: of the model that every hospital trains from in this round.
         base: of the model that the request's difference is to; empty where the model travels in full.
+        fixed: of the study's fixed vectors, by name: SHA-256 of each as it is packed. They travel with a full
+            model, and whoever holds the base holds them.
     """
 
     digest: str
     base: str = ""
+    fixed: dict[str, str] = field(default_factory=dict)
+
+
+def packed_digest(vector: Payload) -> str:
+    """SHA-256 of a packed vector, in hex."""
+    return hashlib.sha256(vector.tobytes()).hexdigest()
 
 
 def read_replica(header: dict[str, Any], codec: str) -> Replica | None:
@@ -46,10 +55,16 @@ def read_replica(header: dict[str, Any], codec: str) -> Replica | None:
             raise PayloadRefused(f"A request in codec {codec} names a base, but its model comes in full.")
         return None
     value = header.get(REPLICA)
-    if not isinstance(value, dict) or set(value) != {"base", "digest"}:
-        raise PayloadRefused("A request's models are named by two digests: base and digest.")
-    base = value["base"]
-    return Replica(checked_digest(value["digest"]), base if base == "" else checked_digest(base))
+    if not isinstance(value, dict) or set(value) != {"base", "digest", "fixed"}:
+        raise PayloadRefused("A request's vectors are named by digests: base, digest and fixed.")
+    base, fixed = value["base"], value["fixed"]
+    if not isinstance(fixed, dict) or not set(fixed) <= {ANCHOR, FISHER, TEACHER}:
+        raise PayloadRefused("A request's fixed vectors are its anchor, Fisher and teacher, and no others.")
+    return Replica(
+        checked_digest(value["digest"]),
+        base if base == "" else checked_digest(base),
+        {name: checked_digest(digest) for name, digest in fixed.items()},
+    )
 
 
 def checked_digest(value: object) -> str:
@@ -59,7 +74,7 @@ def checked_digest(value: object) -> str:
         PayloadRefused: it is not.
     """
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
-        raise PayloadRefused("A message names a model by a SHA-256 in 64 hexadecimal digits.")
+        raise PayloadRefused("A message names a model or a vector by a SHA-256 in 64 hexadecimal digits.")
     return value
 
 

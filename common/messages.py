@@ -31,6 +31,7 @@ from fedward.common.message_parts import (
     bounded,
     checked_anchor,
     checked_digest,
+    packed_digest,
     parsed_header,
     read_codecs,
     read_header,
@@ -57,6 +58,7 @@ __all__ = [
     "TrainRequest",
     "addressed",
     "message_bytes",
+    "packed_digest",
     "refusal_reply",
     "refusal_text",
     "wire_bytes",
@@ -99,12 +101,13 @@ class TrainRequest:
     def content_digest(self) -> str:
         """SHA-256 over all that shapes the work, in hex: identifies the round's content in a ledger.
 
-        A model that comes in full is the same content as one that comes as a difference: it stands for both
-        by its own digest, which the hospital compares with what it unpacks.
+        A model that comes in full is the same content as one that comes as a difference: vectors stand for
+        themselves by the digests that the request names, which the hospital compares with what it gets.
         """
-        packed = {name: hashlib.sha256(vector.tobytes()).hexdigest() for name, vector in self.vectors.items()}
-        if self.replica is not None:
-            packed[LATENTS] = self.replica.digest
+        if self.replica is None:
+            packed = {name: packed_digest(vector) for name, vector in self.vectors.items()}
+        else:
+            packed = {**self.replica.fixed, LATENTS: self.replica.digest}
         return hashlib.sha256(canonical_json({**self._header(), "vectors": packed})).hexdigest()
 
     def _header(self) -> dict[str, object]:

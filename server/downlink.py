@@ -1,15 +1,16 @@
 """One round's model on its way down: packed in full, and where the study asks for it, as a difference.
 
 There is one replica, not one a hospital: what every hospital unpacked in the last closed round. Whoever said
-that it holds that one gets the difference to it; whoever did not gets the next one in full, to the very same
-bits. Both follow from the checkpoint, so a study that was killed sends the same again.
+that it holds that one gets the difference to it. Whoever did not gets the next one in full, to the very same
+bits, and with it the study's fixed vectors, which nobody needs twice. Both follow from the checkpoint, so a
+study that was killed sends the same again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedward.common.codec import PLAIN_CODECS, Payload, Vector, decode, encode
 from fedward.common.differences import decode_difference, encode_difference, replica_digest
-from fedward.common.messages import Replica
+from fedward.common.messages import LATENTS, Replica, TrainRequest, packed_digest
 from fedward.server.checkpoint import Progress
 
 FIRST, LATER = "int8", "fp32"  # a first model may be rounded; a later one is the replica to the bit
@@ -33,14 +34,18 @@ class Outgoing:
     digest: str = ""
     base: str = ""
 
-    def forms(self) -> dict[str, tuple[Payload, Replica | None]]:
-        """What a hospital may be sent, by the digest of the model that it must hold, or "" for none."""
+    def questions(self, request: TrainRequest) -> dict[str, TrainRequest]:
+        """What a hospital may be asked in place of `request`, which brings all vectors in full: by the digest
+        of the model that it must hold, or "" for none.
+        """
         if not self.digest:
-            return {"": (self.full, None)}
-        forms: dict[str, tuple[Payload, Replica | None]] = {"": (self.full, Replica(self.digest))}
+            return {"": request}
+        fixed = {name: packed_digest(one) for name, one in request.vectors.items() if name != LATENTS}
+        questions = {"": replace(request, replica=Replica(self.digest, "", fixed))}
         if self.difference is not None:
-            forms[self.base] = (self.difference, Replica(self.digest, self.base))
-        return forms
+            named = Replica(self.digest, self.base, fixed)
+            questions[self.base] = replace(request, vectors={LATENTS: self.difference}, replica=named)
+        return questions
 
 
 def outgoing(progress: Progress, codec: str) -> Outgoing:

@@ -7,7 +7,6 @@ and takes one reply at a time, and that a quorum closes a round. An optional ser
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 import numpy as np
 from flwr.app import (
@@ -107,19 +106,16 @@ class FedwardAvg(FedAvg):
         They are made as they are taken.
         """
         study = self.study
-        vectors = {name: array.numpy() for name, array in arrays.items()}
         request = TrainRequest(
             study.name,
             server_round,
             study.local,
             study.learning_rate_at(server_round),
             (study.downlink_codec, study.uplink_codec),
-            vectors,
+            {name: array.numpy() for name, array in arrays.items()},
         )
-        self._records = {
-            base: replace(request, vectors={**vectors, LATENTS: packed}, replica=replica).to_records()
-            for base, (packed, replica) in self._outgoing.forms().items()
-        }
+        questions = self._outgoing.questions(request)
+        self._records = {base: question.to_records() for base, question in questions.items()}
         connected = set(grid.get_node_ids())
         speaking = speakers(self._nodes, connected)
         self.lost = not_connected(study.hospitals, speaking)

@@ -52,7 +52,7 @@ def test_both_forms_of_a_model_lead_to_the_same_bits(codec: str) -> None:
 @pytest.mark.parametrize("codec", DIFFERENCES)
 def test_a_studys_first_model_travels_in_full_in_8_bits(codec: str) -> None:
     found = outgoing(Progress.start(gaussian(2)), codec)
-    assert (found.difference, found.base, list(found.forms())) == (None, "", [""])
+    assert (found.difference, found.base) == (None, "")
     assert decode(found.full, COUNT, "int8").tobytes() == found.model.tobytes()
     assert found.digest == replica_digest(found.model)
 
@@ -61,7 +61,7 @@ def test_a_studys_first_model_travels_in_full_in_8_bits(codec: str) -> None:
 def test_a_model_in_full_travels_as_ever_and_names_nothing(codec: str) -> None:
     found = outgoing(Progress.start(gaussian(2)), codec)
     assert found.full.tobytes() == encode(gaussian(2), codec).tobytes()
-    assert found.forms() == {"": (found.full, None)}
+    assert (found.difference, found.digest, found.base) == (None, "", "")
 
 
 # A federation
@@ -247,7 +247,7 @@ def test_nothing_of_a_studys_models_stays_at_a_hospital_after_its_last_round(
     kept: list[int] = []
     grid = Wire(folder)
     grid.before = lambda node_id, request: kept.append(
-        len(list((folder.path / "hospitals" / "0" / "replicas").glob("*.f32")))
+        len(list((folder.path / "hospitals" / "0" / "replicas").glob("*.vector")))
     )
     run(grid, folder)
     assert max(kept) == 2
@@ -341,19 +341,25 @@ def test_a_round_that_missed_its_quorum_is_asked_again_as_it_was(
     assert progress.latents.tobytes() == calm.latents.tobytes()
 
 
-def test_a_study_with_anchor_and_fisher_sends_them_in_8_bits_beside_differences(
+def test_anchor_and_fisher_travel_with_a_full_model_only_in_8_bits(
     make_federation: Federation,
     make_study: Callable[..., Study],
     make_local: Callable[..., LocalSettings],
     tmp_path: Path,
 ) -> None:
-    study = make_study(make_local(rounds=2, ewc_lambda=0.1), downlink_codec="diff2", uplink_codec="coded4")
+    study = make_study(make_local(rounds=3, ewc_lambda=0.1), downlink_codec="diff2", uplink_codec="coded4")
     folder = make_federation(tmp_path / "ewc", study, with_reference=False)
     start = initial_latents(study)
     fixed = {START: start, ANCHOR: start, FISHER: np.ones_like(start)}
     folder.fixed.write_bytes(archive_bytes(fixed))
     grid = Wire(folder)
+    grid.before = lost_disk(folder, 3)
     progress = run(grid, folder)
-    assert [row["replies"] for row in progress.history] == [3, 3]
-    (second,) = {one.vectors[ANCHOR].tobytes() for _, one in grid.sent if one.server_round == 2}
-    assert second[:8] == b"FWD1" + bytes([CODECS["int8"], 0, 0, 0])
+    assert [row["replies"] for row in progress.history] == [3] * 3
+    assert grid.forms(101)[-2:] == [(3, DIFFERENCE), (3, FULL)]
+    for _, asked in grid.sent:
+        assert asked.replica is not None
+        assert set(asked.replica.fixed) == {ANCHOR, FISHER}
+        assert set(asked.vectors) == ({LATENTS} if asked.replica.base else {LATENTS, ANCHOR, FISHER})
+        if not asked.replica.base:
+            assert asked.vectors[ANCHOR].tobytes()[:5] == b"FWD1" + bytes([CODECS["int8"]])

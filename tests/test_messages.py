@@ -218,22 +218,23 @@ def differing(base: str = ONE, digest: str = TWO, **changes: Any) -> TrainReques
 
 @pytest.mark.parametrize("base", ["", ONE])
 def test_a_request_names_its_model_and_the_one_that_it_is_the_difference_to(base: str) -> None:
-    sent = differing(base)
+    sent = differing(base, replica=Replica(TWO, base, {TEACHER: THREE}))
     received = TrainRequest.from_records(sent.to_records())
     assert same(received, sent)
-    assert received.replica == Replica(TWO, base)
+    assert received.replica == Replica(TWO, base, {TEACHER: THREE})
     assert received.content_digest == sent.content_digest
 
 
 def test_the_digest_is_of_the_model_and_not_of_the_way_it_came() -> None:
-    others = {name: vector for name, vector in request().vectors.items() if name != LATENTS}
     first = differing().content_digest
-    assert differing("", vectors={**others, LATENTS: packed(9)}).content_digest == first
+    assert differing("", vectors={LATENTS: packed(9)}).content_digest == first
     assert differing(THREE).content_digest == first
     changed = [
         differing(digest=THREE),
         differing(codec=("diff4", "int8")),
-        differing(vectors={**request().vectors, ANCHOR: packed(9)}),
+        differing(replica=Replica(TWO, ONE, {ANCHOR: ONE})),
+        differing(replica=Replica(TWO, ONE, {TEACHER: ONE})),
+        differing(replica=Replica(TWO, ONE, {TEACHER: TWO})),
         differing(server_round=4),
     ]
     assert len({first, *(one.content_digest for one in changed)}) == 1 + len(changed)
@@ -245,15 +246,21 @@ BAD_REPLICAS: list[Any] = [
     ONE,
     [],
     {},
-    {"base": ONE},
-    {"digest": ONE},
-    {"base": ONE, "digest": ""},
-    {"base": None, "digest": ONE},
-    {"base": ONE[:-1], "digest": ONE},
-    {"base": ONE, "digest": "g" * 64},
-    {"base": ONE, "digest": ONE.upper().replace("1", "A")},
-    {"base": "../../etc/passwd", "digest": ONE},
-    {"base": ONE, "digest": ONE, "more": 1},
+    {"base": ONE, "digest": ONE},
+    {"base": ONE, "fixed": {}},
+    {"digest": ONE, "fixed": {}},
+    {"base": ONE, "digest": "", "fixed": {}},
+    {"base": None, "digest": ONE, "fixed": {}},
+    {"base": ONE[:-1], "digest": ONE, "fixed": {}},
+    {"base": ONE, "digest": "g" * 64, "fixed": {}},
+    {"base": ONE, "digest": ONE.replace("1", "A"), "fixed": {}},
+    {"base": "../../etc/passwd", "digest": ONE, "fixed": {}},
+    {"base": ONE, "digest": ONE, "fixed": {}, "more": 1},
+    {"base": ONE, "digest": ONE, "fixed": []},
+    {"base": ONE, "digest": ONE, "fixed": {LATENTS: ONE}},
+    {"base": ONE, "digest": ONE, "fixed": {"other": ONE}},
+    {"base": ONE, "digest": ONE, "fixed": {TEACHER: ""}},
+    {"base": ONE, "digest": ONE, "fixed": {TEACHER: 5}},
 ]
 
 
@@ -268,7 +275,7 @@ def test_models_that_are_not_named_by_digests_are_refused(value: Any) -> None:
 def test_a_model_is_named_where_it_travels_as_a_difference_and_nowhere_else() -> None:
     content = differing().to_records()
     unnamed = {name: value for name, value in header_of(content, "request").items() if name != "replica"}
-    with pytest.raises(PayloadRefused, match="two digests"):
+    with pytest.raises(PayloadRefused, match="named by digests"):
         TrainRequest.from_records(with_header(content, "request", unnamed))
     with pytest.raises(PayloadRefused, match="comes in full"):
         TrainRequest.from_records(differing(codec=("fp32", "int8")).to_records())

@@ -17,8 +17,15 @@ from fedward.common.codec import Payload, Vector, encode
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.differences import decode_difference, encode_difference, replica_digest
-from fedward.common.errors import BudgetRefused, OutputRefused, PayloadRefused, Refusal, ReplicaUnknown
-from fedward.common.messages import LATENTS, Replica, TrainReply, TrainRequest
+from fedward.common.errors import (
+    BudgetRefused,
+    OutputRefused,
+    PayloadRefused,
+    Refusal,
+    ReplicaUnknown,
+    RequestRefused,
+)
+from fedward.common.messages import LATENTS, TEACHER, Replica, TrainReply, TrainRequest, packed_digest
 from fedward.common.models import build_student, parameter_count
 
 CODEC, ROUNDS = "diff3", 4
@@ -294,3 +301,72 @@ def test_a_round_that_was_answered_is_not_answered_for_another_model(site: Path,
 
 def test_a_difference_without_the_names_of_its_models_is_refused(site: Path, ask: Ask) -> None:
     refused(site, replace(ask(2), replica=None), PayloadRefused, "names its base")
+
+
+# Fixed vectors
+
+
+@pytest.fixture
+def taught(ask: Ask, models: list[tuple[Vector, Payload]]) -> Ask:
+    """taught(server_round, is_full) -> a request of a study with a teacher, which comes with a full model."""
+    teacher = encode(models[0][0], "int8")
+
+    def make(server_round: int, is_full: bool = False) -> TrainRequest:
+        asked = ask(server_round, is_full)
+        assert asked.replica is not None
+        return replace(
+            asked,
+            settings=replace(asked.settings, distillation_alpha=0.2),
+            vectors={**asked.vectors, **({TEACHER: teacher} if is_full else {})},
+            replica=replace(asked.replica, fixed={TEACHER: packed_digest(teacher)}),
+        )
+
+    return make
+
+
+def test_a_teacher_comes_once_and_is_used_in_every_round(
+    site: Path, taught: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bytes] = []
+    train = hospital_module.train
+
+    def watched(work: Any, *rest: Any) -> Any:
+        seen.append(work.teacher.numpy().tobytes())
+        return train(work, *rest)
+
+    monkeypatch.setattr(hospital_module, "train", watched)
+    for server_round, count in ((1, 2), (2, 3), (3, 3), (4, 0)):
+        Hospital(site).answer(taught(server_round, is_full=server_round == 1))
+        assert len(kept(site)) == count
+    assert len(set(seen)) == 1
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_a_lost_teacher_is_refused_by_name_and_comes_again_with_the_full_model(
+    site: Path, taught: Ask, how: str
+) -> None:
+    Hospital(site).answer(taught(1, is_full=True))
+    assert taught(1).replica is not None
+    (path,) = (site / "replicas").glob(f"*{taught(2).replica.fixed[TEACHER]}*")  # type: ignore[union-attr]
+    path.unlink() if how == "missing" else path.write_bytes(path.read_bytes()[:-1])
+    refused(site, taught(2), ReplicaUnknown, "does not hold: send the model in full")
+    Hospital(site).answer(taught(2, is_full=True))
+    Hospital(site).answer(taught(3))
+    assert charged(site) == [1, 2, 3]
+
+
+def test_another_teacher_than_the_one_named_is_refused(site: Path, taught: Ask) -> None:
+    request = taught(1, is_full=True)
+    other = {**request.vectors, TEACHER: request.vectors[LATENTS]}
+    refused(site, replace(request, vectors=other), PayloadRefused, "teacher that came is not the one")
+
+
+def test_a_fixed_vector_that_the_settings_do_not_ask_for_or_that_is_not_named_is_refused(
+    site: Path, ask: Ask, taught: Ask
+) -> None:
+    plain, full = ask(1, is_full=True), taught(1, is_full=True)
+    refused(site, replace(plain, replica=full.replica), RequestRefused, "settings need")
+    refused(site, replace(plain, vectors=full.vectors), RequestRefused, "settings need")
+    refused(site, replace(full, replica=plain.replica), RequestRefused, "settings need")
+    refused(site, replace(full, vectors={TEACHER: full.vectors[TEACHER]}), RequestRefused, "settings need")
