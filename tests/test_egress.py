@@ -339,7 +339,8 @@ def test_only_refusals_about_the_request_its_envelope_or_the_budget_speak() -> N
         "EnvelopeExpired",
         "EnvelopeReplayed",
     }
-    assert names == {"BudgetRefused", "PayloadRefused", "RequestRefused", "SettingRefused"} | rules | envelope
+    request = {"PayloadRefused", "ReplicaUnknown", "RequestRefused", "SettingRefused"}
+    assert names == {"BudgetRefused"} | request | rules | envelope
 
 
 def test_a_sentence_that_names_the_state_folder_does_not_leave(
