@@ -254,7 +254,7 @@ class FedwardAvg(FedAvg):
     def _step(self, server_round: int, mean: Vector) -> None:
         study, now = self.study, self.progress
         momentum = (np.float32(study.server_momentum) * now.momentum + mean).astype(np.float32)
-        latents = (now.latents + np.float32(study.server_learning_rate) * momentum).astype(np.float32)
+        latents = (self._start() + np.float32(study.server_learning_rate) * momentum).astype(np.float32)
         average = now.average
         if server_round > study.rounds - study.averaged_rounds:
             average = average + latents
@@ -269,6 +269,13 @@ class FedwardAvg(FedAvg):
             {**now.held, **self._held},
         )
         self._outgoing = outgoing(self.progress, study.downlink_codec)
+
+    def _start(self) -> Vector:
+        """What the server's step sets out from. Where models travel as differences, a study's first one is
+        taken as hospitals got it: else what 8 bits lost of weights that nobody trains would be sent after it.
+        """
+        is_first = self._outgoing.digest and self.progress.replica is None
+        return self._outgoing.model if is_first else self.progress.latents
 
 
 def _empty(reply: Message) -> None:
