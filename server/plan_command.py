@@ -45,12 +45,16 @@ def plan(
         int | None, typer.Option(help="Fewest replies that close a round; half if not given.")
     ] = None,
     round_timeout: Annotated[float, typer.Option(help="Seconds that a round waits.")] = _RECIPE.round_timeout,
-    uplink_codec: Annotated[
-        str, typer.Option(help="How updates travel: fp32, int8, coded8, coded4, coded3 or coded2.")
-    ] = _RECIPE.uplink_codec,
-    downlink_codec: Annotated[
-        str, typer.Option(help="How the model travels: fp32, int8, diff4, diff3 or diff2.")
-    ] = _RECIPE.downlink_codec,
+    uplink: Annotated[
+        str,
+        typer.Option(
+            "--uplink-codec", help="How updates travel: fp32, int8, coded8, coded4, coded3 or coded2."
+        ),
+    ] = _RECIPE.uplink,
+    downlink: Annotated[
+        str,
+        typer.Option("--downlink-codec", help="How the model travels: fp32, int8, diff4, diff3 or diff2."),
+    ] = _RECIPE.downlink,
     state: Annotated[Path | None, typer.Option(help="The coordinator's state folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -69,8 +73,8 @@ def plan(
         sample_rate=sample_rate,
         quorum=quorum,
         round_timeout=round_timeout,
-        uplink_codec=uplink_codec,
-        downlink_codec=downlink_codec,
+        uplink=uplink,
+        downlink=downlink,
     )
     asked = _with_recipe(asked, recipe)
     images = None if public is None else read_npz(public)

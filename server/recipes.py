@@ -23,6 +23,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "schedule": "constant",
         "server_momentum": 0.9,
         "averaged_rounds": 10,
+        "downlink": "diff4",
     },
 }
 _FULL_BATCH = 10_000  # images of all hospitals that a step looks at; noise rules out what more would gain
