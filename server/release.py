@@ -13,6 +13,7 @@ import onnxruntime
 
 from fedward.common.bundle import write_bundle
 from fedward.common.codec import Vector
+from fedward.common.compression import compressed
 from fedward.common.config import LocalSettings, Study
 from fedward.common.datasets import Split
 from fedward.common.errors import CheckpointRefused, GoldenRefused
@@ -25,7 +26,6 @@ from fedward.common.randomness import KeyedGenerator
 from fedward.common.signing import Signer
 from fedward.server.calibration import Calibration, calibrate
 from fedward.server.checkpoint import load_checkpoint
-from fedward.server.compression import compressed
 from fedward.server.export import INPUT, to_onnx
 from fedward.server.reference import EXPLANATION, halve, measure, student_logits
 from fedward.server.strategy import released_latents

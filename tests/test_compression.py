@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
+from fedward.common.compression import compressed
 from fedward.common.config import LocalSettings
 from fedward.common.models import FAMILIES, build_student, flatten, initialise
 from fedward.common.randomness import KeyedGenerator
-from fedward.server.compression import compressed
 from fedward.server.export import to_onnx
 
 

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from fedward.common.arithmetic import multiply_adds
 from fedward.common.codec import Vector
+from fedward.common.compression import compressed
 from fedward.common.config import LocalSettings
 from fedward.common.models import STUDENTS, StudentSpec, build_student, flatten, initialise
 from fedward.common.randomness import KeyedGenerator
-from fedward.server.compression import compressed
 from fedward.server.export import to_onnx
 from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
 
