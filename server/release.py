@@ -28,6 +28,7 @@ from fedward.server.calibration import Calibration, calibrate
 from fedward.server.checkpoint import load_checkpoint
 from fedward.server.export import INPUT, to_onnx
 from fedward.server.forms import with_forms
+from fedward.server.leftovers import rounded
 from fedward.server.reference import EXPLANATION, halve, measure, student_logits
 from fedward.server.strategy import released_latents
 from fedward.server.study_folder import StudyFolder
@@ -72,6 +73,7 @@ def make_release(
     """
     study, reference = folder.study(), folder.reference()
     local = study.local
+    latents = rounded(local, latents)
     graph = to_onnx(local, latents)
     golden = _golden(local, latents, graph)
     halves = None if reference is None else halve(reference)

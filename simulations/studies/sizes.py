@@ -21,6 +21,7 @@ from fedward.common.config import LocalSettings
 from fedward.common.models import STUDENTS, StudentSpec, build_student, flatten, initialise
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.export import to_onnx
+from fedward.server.leftovers import rounded
 from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
 
 MOST_BYTES = {"ternary-vit-m": 700_000, "ternary-vit-l": 2_000_000}  # at 28 grey pixels
@@ -31,8 +32,11 @@ _OUT = Path("runs/studies/sizes")
 def measure(key: Row) -> Row:
     """Parameters, multiply-adds, bytes of the release's model, and of the same student's fp32 graph."""
     spec = StudentSpec(key["student"], key["channels"], key["side"], key["side"], 2)
-    latents = _latents(spec)
-    graphs = [to_onnx(_settings(spec, name), latents) for name in (spec.name, f"fp32-{spec.network}")]
+    latents, settings = _latents(spec), _settings(spec, spec.name)
+    graphs = [
+        to_onnx(settings, rounded(settings, latents)),
+        to_onnx(_settings(spec, f"fp32-{spec.network}"), latents),
+    ]
     size = len(compressed(graphs[0], spec.family))
     return {
         "parameters": len(latents),
