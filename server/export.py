@@ -1,9 +1,10 @@
 """A student as an ONNX graph: standard operators, codes int8 with a separate scale, parameter names kept.
 
 A quantised weight is stored as codes and multiplied by its scale in the graph (DequantizeLinear), so the
-graph computes with exactly what training computed with. A transformer's other parameters are stored in int8 or
-half precision where that is the same numbers (`fedward.server.leftovers`). Each layer is written out by hand: an exporter that
-traces would fold the codes into fp32 weights, and put this machine's paths into the file.
+graph computes with exactly what training computed with. A transformer's other parameters are stored in int8
+or half precision where that is the same numbers (`fedward.server.leftovers`). Each layer is written out by
+hand: an exporter that traces would fold the codes into fp32 weights, and put this machine's paths into the
+file.
 """
 
 from collections.abc import Callable
