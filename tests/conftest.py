@@ -117,7 +117,7 @@ def trust_file(tmp_path: Path, signer: Signer) -> Path:
 
 @pytest.fixture(scope="session")
 def make_release(signer: Signer) -> ReleaseMaker:
-    """make_release(directory, by=..., golden_error=..., model=..., golden=..., **manifest changes) -> directory."""
+    """make_release(directory, by, golden_error, model, golden, **manifest changes) -> directory."""
 
     def make(
         directory: Path,
