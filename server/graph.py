@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from fedward.common.quantization import QUANTIZERS, Quantized, dequantize, is_quantized
-from fedward.server.leftovers import as_codes
+from fedward.server.leftovers import IN_INT8, as_codes
 
 CODES, SCALE = ".codes", ".scale"
 
@@ -35,7 +35,7 @@ class Graph:
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """A stored tensor, by name."""
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.initializers.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def integers(self, *values: int) -> str:
@@ -50,15 +50,23 @@ class Graph:
         """The parameter as the graph computes with it; codes and scale when it is quantised."""
         if self._precision != "fp32" and is_quantized(latent):
             return self._codes(name, QUANTIZERS[self._precision](latent))
-        if self._is_small and torch.equal(dequantize(codes := as_codes(latent)), latent):
-            return self._codes(name, Quantized(codes.codes, codes.scale.view(())))
+        if self._is_small and name.endswith(IN_INT8):
+            return self._small(name, latent)
         return self._real(name, latent.numpy())
 
     def _codes(self, name: str, quantized: Quantized) -> str:
         codes = self.constant(name + CODES, quantized.codes.numpy())
         scale = self._real(name + SCALE, quantized.scale.numpy())
-        axis = {"axis": 0} if quantized.scale.dim() else {}  # one scale for all has none
-        return self.node("DequantizeLinear", [codes, scale], name, **axis)
+        return self.node("DequantizeLinear", [codes, scale], name, axis=0)
+
+    def _small(self, name: str, latent: torch.Tensor) -> str:
+        """A tensor as codes with one scale, fp32 since a bias may be tiny, where that is the same numbers."""
+        quantized = as_codes(latent)
+        if not torch.equal(dequantize(quantized), latent):
+            return self.constant(name, latent.numpy())
+        codes = self.constant(name + CODES, quantized.codes.numpy())
+        scale = self.constant(name + SCALE, quantized.scale.view(()).numpy())
+        return self.node("DequantizeLinear", [codes, scale], name)
 
     def _real(self, name: str, value: np.ndarray) -> str:
         """A stored tensor of float32, or of float16 where that is the same numbers."""

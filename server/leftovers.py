@@ -1,6 +1,6 @@
 """What a quantised transformer does not quantise in training, made small for its release.
 
-Positions and biases are rounded to int8 by tensor, norms and the scales of codes to half precision. In fp32
+Positions and biases are rounded to int8 by tensor, norms and weights' scales to half precision. In fp32
 they are a fifth of the bytes of a ternary transformer's release, and most of a patch between two. A tensor is
 rounded to half precision only where that moves no value by more than half a unit in the last place of the
 tensor's largest: one too small or too large for that stays fp32. The convolutional students keep theirs: they
@@ -16,7 +16,7 @@ from fedward.common.models import StudentSpec, build_student, flatten, unflatten
 from fedward.common.quantization import QUANTIZERS, Quantized, dequantize, int8, is_quantized
 
 _FAMILIES = ("vit",)
-_IN_INT8 = ".bias"  # what a position is called, too
+IN_INT8 = ".bias"  # how the names of these parameters end; a position's does, too
 _MOST_MOVED = 2.0**-11  # of a tensor's largest
 
 
@@ -46,12 +46,9 @@ def as_codes(values: Tensor) -> Quantized:
 
 def _rounded(name: str, latent: Tensor, precision: str) -> Tensor:
     if is_quantized(latent):
-        return _with_half_scale(QUANTIZERS[precision](latent))
-    return _with_half_scale(as_codes(latent)) if name.endswith(_IN_INT8) else _to_half(latent)
-
-
-def _with_half_scale(quantized: Quantized) -> Tensor:
-    return dequantize(Quantized(quantized.codes, _to_half(quantized.scale)))
+        quantized = QUANTIZERS[precision](latent)
+        return dequantize(Quantized(quantized.codes, _to_half(quantized.scale)))
+    return dequantize(as_codes(latent)) if name.endswith(IN_INT8) else _to_half(latent)
 
 
 def _to_half(values: Tensor) -> Tensor:
