@@ -58,7 +58,7 @@ def targets(rows: list[Row]) -> list[Target]:
     patches = [
         Target(f"patch below fp32, {row['flipped']:.1%} flipped", row["patch_ratio"], LEAST_RATIO, True)
         for row in rows
-        if "patch_ratio" in row
+        if "patch_ratio" in row and row["key"]["student"] == PATCHED
     ]
     return files + patches
 
