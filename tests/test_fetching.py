@@ -136,7 +136,9 @@ def test_a_site_that_holds_the_release_before_fetches_a_patch_alone(
     assert told["bytes"] == len(shelf.files[patched]) < shelf.entries[-1].bytes
 
 
-@pytest.mark.parametrize("damage", ["no patch", "cut patch", "patch for another", "damaged base", "no base"])
+@pytest.mark.parametrize(
+    "damage", ["no patch", "cut patch", "patch for another", "patch to another", "damaged base", "no base"]
+)
 def test_what_is_wrong_with_a_patch_costs_bytes_and_not_the_release(
     shelf: Shelf, patched: str, fedward: Callable[..., Any], damage: str
 ) -> None:
@@ -148,6 +150,8 @@ def test_what_is_wrong_with_a_patch_costs_bytes_and_not_the_release(
         shelf.files[patched] = shelf.files[patched][:-9]
     elif damage == "patch for another":
         shelf.files[patched] = make_patch(shelf.files[second.file], shelf.files[first.file])
+    elif damage == "patch to another":
+        shelf.files[patched] = make_patch(shelf.files[first.file], shelf.files[first.file])
     elif damage == "damaged base":
         base.write_bytes(b"x" + base.read_bytes()[1:])
     else:
