@@ -4,7 +4,8 @@
     int8    each product of tokens with a weight stored as codes is taken in int8: the tokens are quantised
             to eight bits by their own range as they come (DynamicQuantizeLinear, MatMulInteger), and the
             weight's codes are used as they stand
-    fused   int8, and each attention as onnxruntime's own operator for it (MultiHeadAttention)
+    fused   int8, and onnxruntime's own operators for each attention (MultiHeadAttention) and for each sum
+            that is normed (SkipSimplifiedLayerNormalization)
 
 A form is made where the release runs, of the verified graph, and is never shipped. Convolutions stay as they
 are: dynamic int8 makes them many times slower. The range is of all images of a batch, so that a form other
@@ -22,6 +23,8 @@ from fedward.common.onnx_wire import INT8, tensors
 FP32, INT8_PRODUCTS, FUSED = FORMS = ("fp32", "int8", "fused")
 _TO_FLOAT = 1
 _ONNXRUNTIME = "com.microsoft"
+_NORM = ("Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul")  # of `transformer_graph.rms_norm`
+_FLOAT_BYTES = 4
 _Made = dict[str, Node]  # the node behind each value's name
 
 
@@ -36,12 +39,13 @@ def in_form(model: bytes, form: str) -> bytes:
     nodes = nodes_of(model)
     made = {name: node for node in nodes for name in node.outputs}
     shapes = {tensor.name: tensor.shape for tensor in tensors(model) if tensor.data_type == INT8}
-    attentions = _attentions(nodes, made, shapes) if form == FUSED else {}
-    changed = [attentions.get(node.outputs[0], node) for node in nodes]
-    parts = [part for node in changed for part in _in_int8(node, made, shapes)]
-    if len(parts) == len(nodes):
+    if not any(_weight(node, made) for node in nodes):
         return model
-    return with_nodes(model, parts, [_ONNXRUNTIME] if attentions else [])
+    replaced = _fused(nodes, made, shapes) if form == FUSED else {}
+    also = {name for node in replaced.values() for name in node.outputs[1:]}
+    changed = [replaced.get(node.outputs[0], node) for node in nodes if node.outputs[0] not in also]
+    parts = [part for node in changed for part in _in_int8(node, made, shapes)]
+    return with_nodes(model, parts, [_ONNXRUNTIME] if replaced else [])
 
 
 def _in_int8(node: Node, made: _Made, shapes: dict[str, tuple[int, ...]]) -> list[Node]:
@@ -80,19 +84,37 @@ def _behind(node: Node, made: _Made, which: int, *operators: str) -> Node | None
     return None
 
 
-def _attentions(nodes: list[Node], made: _Made, shapes: dict[str, tuple[int, ...]]) -> _Made:
-    """A MultiHeadAttention for each attention, by the name of what that puts out."""
+def _fused(nodes: list[Node], made: _Made, shapes: dict[str, tuple[int, ...]]) -> _Made:
+    """onnxruntime's own operators, by the name of the first value that each puts out."""
     users: dict[str, list[Node]] = defaultdict(list)
     for node in nodes:
         for name in node.inputs:
             users[name].append(node)
     found = {}
-    for softmax in (node for node in nodes if node.operator == "Softmax"):
-        # What does not look like an attention is none: another graph's Softmax stays as it is.
+    for node in nodes:
+        # What does not look like an attention or a norm is none: it stays as it is.
         with contextlib.suppress(KeyError, ValueError, IndexError):
-            attention = _attention(softmax, made, users, shapes)
-            found.update({attention.outputs[0]: attention} if attention else {})
+            whole = None
+            if node.operator == "Softmax":
+                whole = _attention(node, made, users, shapes)
+            elif node.operator == "Pow":
+                whole = _normed_sum(node, made, users)
+            found.update({whole.outputs[0]: whole} if whole else {})
     return found
+
+
+def _normed_sum(square: Node, made: _Made, users: dict[str, list[Node]]) -> Node | None:
+    """RMSNorm of a sum, which it puts out too; None for anything else."""
+    chain = [square]
+    while len(chain) < len(_NORM):
+        (following,) = users[chain[-1].outputs[0]]
+        chain.append(following)
+    names = [node.operator for node in chain]
+    total, epsilon = made[square.inputs[0]], made[chain[2].inputs[1]].constant
+    if (*names, total.operator) != (*_NORM, "Add") or len(epsilon) != _FLOAT_BYTES:
+        return None
+    inputs, outputs = [*total.inputs, chain[-1].inputs[1]], [chain[-1].outputs[0], "", "", total.outputs[0]]
+    return new_node("SkipSimplifiedLayerNormalization", inputs, outputs, _ONNXRUNTIME, epsilon=epsilon)
 
 
 def _attention(

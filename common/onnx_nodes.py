@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from fedward.common.onnx_wire import GRAPH, NODE, encoded, fields, graph_of
 
 _INPUT, _OUTPUT, _OPERATOR, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of NodeProto
-_NAME, _INTEGER, _TENSOR, _TYPE, _IS_INTEGER = 1, 3, 5, 20, 2  # of AttributeProto; a value of its type
+_NAME, _INTEGER, _TENSOR, _TYPE = 1, 3, 5, 20  # of AttributeProto
+_IS_FLOAT, _IS_INTEGER = 1, 2  # values of its type
+_FLOAT_TAG = bytes([2 << 3 | 5])  # its field 2, four bytes
 _RAW_DATA = 9  # of TensorProto
 _GRAPH_OUTPUT = 12  # of GraphProto
 _OPSET_IMPORT, _OPSET_DOMAIN, _OPSET_VERSION = 8, 1, 2  # of ModelProto; of OperatorSetIdProto
@@ -41,18 +43,19 @@ def nodes_of(model: bytes) -> list[Node]:
 
 
 def new_node(
-    operator: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **integers: int
+    operator: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: int | bytes
 ) -> Node:
-    """A node that was not in the graph."""
+    """A node that was not in the graph; an attribute is an integer, or the four bytes of a float32."""
     raw = b"".join(
         [
             *(encoded(_INPUT, name.encode()) for name in inputs),
             *(encoded(_OUTPUT, name.encode()) for name in outputs),
             encoded(_OPERATOR, operator.encode()),
-            *(encoded(_ATTRIBUTE, _attribute(name, value)) for name, value in integers.items()),
+            *(encoded(_ATTRIBUTE, _attribute(name, value)) for name, value in attributes.items()),
             encoded(_DOMAIN, domain.encode()) if domain else b"",
         ]
     )
+    integers = {name: value for name, value in attributes.items() if isinstance(value, int)}
     return Node(operator, tuple(inputs), tuple(outputs), integers, raw)
 
 
@@ -113,5 +116,7 @@ def _name(message: bytes) -> str:
     return "".join(message[one.value : one.end].decode() for one in fields(message) if one.number == _NAME)
 
 
-def _attribute(name: str, value: int) -> bytes:
+def _attribute(name: str, value: int | bytes) -> bytes:
+    if isinstance(value, bytes):
+        return encoded(_NAME, name.encode()) + _FLOAT_TAG + value + encoded(_TYPE, _IS_FLOAT)
     return encoded(_NAME, name.encode()) + encoded(_INTEGER, value) + encoded(_TYPE, _IS_INTEGER)
