@@ -6,7 +6,7 @@ One frame (`fedward.common.framing`) of
                             bytes of each of the result's papers
     papers                  manifest, golden outputs and signatures, in that order, one zstd frame with the
                             base's own as its dictionary (`zstd --patch-from`)
-    gaps, values, numbers   the model's difference (`fedward.common.differences`)
+    gaps, values, numbers   the model's difference (`fedward.common.code_changes`)
 
 Law: `apply_patch(base, make_patch(base, result)) == result`, byte for byte; and `apply_patch` gives the tar
 of the SHA-256 that the patch names, or refuses. A patch is not signed and proves nothing: what it makes is
@@ -25,7 +25,7 @@ import zstandard
 from fedward.common.archive import files_of, tar_of
 from fedward.common.bundle import LIMITS_BYTES, MANIFEST, SIGNATURES, model_bytes, unverified_tar
 from fedward.common.compression import WINDOW_LIMIT_BYTES, compressed, family_of, opened
-from fedward.common.differences import GAPS, NUMBERS, VALUES, difference, restored
+from fedward.common.code_changes import GAPS, NUMBERS, VALUES, difference, restored
 from fedward.common.errors import PatchRefused, PayloadRefused
 from fedward.common.files import canonical_json, parse_canonical
 from fedward.common.framing import MOST_FRAME_BYTES, pack, unpack

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from fedward.common.differences import GAPS, NUMBERS, VALUES, difference, restored
+from fedward.common.code_changes import GAPS, NUMBERS, VALUES, difference, restored
 
 TYPES = ("ternary", np.int8, np.float16, np.float32, np.int64)
 
