@@ -22,6 +22,7 @@ from typing import Any
 import zstandard
 
 from fedward.common.archive import files_of, tar_of
+from fedward.common.compression import WINDOW_LIMIT_BYTES
 from fedward.common.errors import BundleRefused, OutputRefused, Refusal, SignatureRefused
 from fedward.common.files import (
     canonical_json,
@@ -49,7 +50,6 @@ SIGNATURES = "signatures.json"
 LIMITS_BYTES = {MANIFEST: 1 << 20, MODEL: 256 << 20, GOLDEN: 64 << 20, SIGNATURES: 64 << 10}
 TAR_LIMIT_BYTES = sum(LIMITS_BYTES.values()) + (1 << 16)  # and its headers and padding
 PREDICATE_TYPE = "urn:fedward:release:1"
-_WINDOW_LIMIT_BYTES = 1 << 27  # what `zstd --long` asks a reader to hold
 _CHUNK_BYTES = 1 << 20
 
 
@@ -106,11 +106,21 @@ def read_bundle(path: Path, trust: Sequence[TrustedKey], now: datetime | None = 
         SignatureRefused: it is not what a key in `trust` signed.
         BundleRefused: a file is missing, unknown, too large or a link; a malformed manifest; expired.
     """
-    raw = _read_raw(path)
-    _check_signatures(raw, trust)
-    bundle = _parse(raw)
-    _check_expiry(bundle.manifest, now)
-    return bundle
+    return _verified(_read_raw(path), trust, now)
+
+
+def read_tar(tar: bytes, trust: Sequence[TrustedKey], now: datetime | None = None) -> Bundle:
+    """`read_bundle` of a tar that is in memory and was not kept yet; raises the same."""
+    return _verified(_files_of(tar, "What came"), trust, now)
+
+
+def unverified_tar(tar: bytes) -> Bundle:
+    """What stands in a tar, whoever signed it.
+
+    Raises:
+        BundleRefused: it is no bundle at all.
+    """
+    return _parse(_files_of(tar, "What came"))
 
 
 def inspect_bundle(
@@ -136,13 +146,13 @@ def inspect_bundle(
     return bundle, None
 
 
-def pack_tar(directory: Path) -> bytes:
-    """The one tar of a bundle in `directory`: equal bundles give equal bytes.
+def pack_tar(path: Path) -> bytes:
+    """The one tar of a bundle, a directory or a tar: equal bundles give equal bytes.
 
     Raises:
         BundleRefused: it does not hold exactly a bundle's files.
     """
-    return tar_of(_read_folder(directory))
+    return tar_of(_read_raw(path))
 
 
 def model_bytes(bundle: Bundle) -> bytes:
@@ -152,7 +162,7 @@ def model_bytes(bundle: Bundle) -> bytes:
         BundleRefused: not zstd, or another model than the manifest's; no more is decompressed than it says.
     """
     promised = bundle.manifest["model"]
-    frame = zstandard.ZstdDecompressor(max_window_size=_WINDOW_LIMIT_BYTES).stream_reader(bundle.files[MODEL])
+    frame = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT_BYTES).stream_reader(bundle.files[MODEL])
     model = bytearray()
     try:
         while len(model) <= promised["size"] and (chunk := frame.read(_CHUNK_BYTES)):
@@ -213,11 +223,21 @@ def _read_raw(path: Path) -> dict[str, bytes]:
     """The four files as they are, unverified, within their limits."""
     if os.path.isdir(path):
         return _read_folder(path)
-    tar = read_bounded(path, TAR_LIMIT_BYTES, refusal=BundleRefused)
+    return _files_of(read_bounded(path, TAR_LIMIT_BYTES, refusal=BundleRefused), str(path))
+
+
+def _files_of(tar: bytes, name: str) -> dict[str, bytes]:
     try:
         return files_of(tar, LIMITS_BYTES)
     except ValueError as error:
-        raise BundleRefused(f"{path} is no bundle: {error}; fetch the release again.") from error
+        raise BundleRefused(f"{name} is no bundle: {error}; fetch the release again.") from error
+
+
+def _verified(raw: dict[str, bytes], trust: Sequence[TrustedKey], now: datetime | None) -> Bundle:
+    _check_signatures(raw, trust)
+    bundle = _parse(raw)
+    _check_expiry(bundle.manifest, now)
+    return bundle
 
 
 def _read_folder(directory: Path) -> dict[str, bytes]:

@@ -107,6 +107,10 @@ class GoldenRefused(BundleRefused):
     """A verified model does not reproduce its golden outputs on this machine."""
 
 
+class PatchRefused(BundleRefused):
+    """A patch between releases is damaged, for another base, or does not give the release that it names."""
+
+
 class ImageRefused(Refusal):
     """An image cannot be read, or cannot be shown to this student."""
 

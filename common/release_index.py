@@ -44,6 +44,11 @@ class Listed:
             raise ValueError("a release's file, version or size is not what it must be")
 
 
+def patch_name(base: str, result: str) -> str:
+    """The file, beside the index, of the patch between two releases' files."""
+    return f"{base.removesuffix('.tar')}-{result.removesuffix('.tar')}.patch"
+
+
 def listed(data: bytes) -> list[Listed]:
     """The releases of an index, oldest first.
 

@@ -47,8 +47,8 @@ def patch_side(height: int, width: int) -> int:
 class Position(nn.Module):
     """x + a learned vector for each token.
 
-    The vectors are one axis, channel by channel, and called a bias: like one they start at zero, stay fp32 in
-    a quantised student, and belong to the channels of the layer before.
+    The vectors are one axis, channel by channel, and called a bias: like one they start at zero, train in
+    fp32 in a quantised student, and belong to the channels of the layer before.
     """
 
     def __init__(self, tokens: int, width: int) -> None:

@@ -1,8 +1,10 @@
 """A student as an ONNX graph: standard operators, codes int8 with a separate scale, parameter names kept.
 
 A quantised weight is stored as codes and multiplied by its scale in the graph (DequantizeLinear), so the
-graph computes with exactly what training computed with. Each layer is written out by hand: an exporter that
-traces would fold the codes into fp32 weights, and put this machine's paths into the file.
+graph computes with exactly what training computed with. A transformer's other parameters are stored in int8
+or half precision where that is the same numbers (`fedward.server.leftovers`). Each layer is written out by
+hand: an exporter that traces would fold the codes into fp32 weights, and put this machine's paths into the
+file.
 """
 
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from fedward.common.quantization import QUANTIZERS, dequantize, is_quantized
 from fedward.common.transformer import Attention, Block, Mean, Position, Tokens
 from fedward.server import transformer_graph
 from fedward.server.graph import CODES, SCALE, Graph
+from fedward.server.leftovers import has_small_leftovers
 
 OPSET = 21
 INPUT, OUTPUT = "images", "logits"
@@ -126,7 +129,7 @@ def to_onnx(settings: LocalSettings, latents: Vector) -> bytes:
     with torch.no_grad():
         for parameter, latent in zip(model.parameters(), parts, strict=True):
             parameter.copy_(latent)
-    graph = Graph(settings.spec.precision)
+    graph = Graph(settings.spec.precision, has_small_leftovers(settings.spec))
     last = _write(graph, model, "", INPUT, _WRITERS)
     graph.nodes[-1].output[0] = OUTPUT if graph.nodes[-1].output[0] == last else last
     shape = ["n", settings.channels, settings.height, settings.width]
@@ -157,26 +160,25 @@ def latents_of(onnx_bytes: bytes, settings: LocalSettings) -> Vector:
     }
     parts, precision = [], settings.spec.precision
     for name, parameter in build_student(settings.spec).named_parameters():
-        if precision == "fp32" or not is_quantized(parameter):
-            value = stored[name]
-        else:
+        is_code = precision != "fp32" and is_quantized(parameter)
+        if is_code or (parameter.dim() == 1 and name + CODES in stored):
             value = _dequantized(stored[name + CODES], stored[name + SCALE])
+        else:
+            value = stored[name]
         if value.shape != tuple(parameter.shape):
             raise ValueError(f"{name} has shape {value.shape} in the release, {tuple(parameter.shape)} here")
         latent = torch.from_numpy(value.astype(np.float32))
-        if not _is_of(latent, stored.get(name + CODES), precision):
+        if is_code and not _is_of(latent, stored[name + CODES], precision):
             raise ValueError(f"{name} is not {precision} in the release")
         parts.append(latent)
     return flatten(parts).numpy()
 
 
-def _is_of(latent: torch.Tensor, codes: np.ndarray | None, precision: str) -> bool:
+def _is_of(latent: torch.Tensor, codes: np.ndarray, precision: str) -> bool:
     """Whether quantising gives the same weight by the same codes: int8 keeps a ternary weight's values."""
-    if codes is None:
-        return True
     again = QUANTIZERS[precision](latent)
     return np.array_equal(again.codes.numpy(), codes) and torch.equal(dequantize(again), latent)
 
 
 def _dequantized(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return np.asarray(codes * scale.reshape(-1, *[1] * (codes.ndim - 1)), np.float32)
+    return np.asarray(codes * scale.astype(np.float32).reshape(-1, *[1] * (codes.ndim - 1)), np.float32)

@@ -46,7 +46,7 @@ def publish(coordinator: Coordinator, folder: StudyFolder, now: datetime) -> Lis
     name = f"{hashlib.sha256(tar).hexdigest()}.tar"
     entry = Listed(study.name, study.version, release_digest(bundle.manifest), name, len(tar), spelled(now))
     with coordinator.lock:
-        put(coordinator, entry, tar)
+        put(coordinator, entry, tar, study.parent)
     write_atomically(folder.path / PUBLISHED, canonical_json(entry.__dict__))
     return entry
 

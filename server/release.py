@@ -13,6 +13,7 @@ import onnxruntime
 
 from fedward.common.bundle import write_bundle
 from fedward.common.codec import Vector
+from fedward.common.compression import compressed
 from fedward.common.config import LocalSettings, Study
 from fedward.common.datasets import Split
 from fedward.common.errors import CheckpointRefused, GoldenRefused
@@ -25,8 +26,9 @@ from fedward.common.randomness import KeyedGenerator
 from fedward.common.signing import Signer
 from fedward.server.calibration import Calibration, calibrate
 from fedward.server.checkpoint import load_checkpoint
-from fedward.server.compression import compressed
 from fedward.server.export import INPUT, to_onnx
+from fedward.server.forms import with_forms
+from fedward.server.leftovers import rounded
 from fedward.server.reference import EXPLANATION, halve, measure, student_logits
 from fedward.server.strategy import released_latents
 from fedward.server.study_folder import StudyFolder
@@ -71,9 +73,13 @@ def make_release(
     """
     study, reference = folder.study(), folder.reference()
     local = study.local
+    latents = rounded(local, latents)
     graph = to_onnx(local, latents)
     golden = _golden(local, latents, graph)
-    found = calibrate(study, latents, None if reference is None else halve(reference).calibration)
+    halves = None if reference is None else halve(reference)
+    found = calibrate(study, latents, None if halves is None else halves.calibration)
+    records = None if halves is None else halves.evaluation
+    golden, forms = with_forms(golden, graph, local, records, found.thresholds)
     manifest = {
         "schema": SCHEMA,
         "study": study.name,
@@ -87,7 +93,7 @@ def make_release(
         "decision": _decision(study, found),
         "calibration": found.calibration,
         "privacy": _privacy(study, sites),
-        "metrics": _metrics(local, latents, reference, found),
+        "metrics": {**_metrics(local, latents, records, found), **({"forms": forms} if forms else {})},
         "model": {"format": "onnx+zstd", "sha256": hashlib.sha256(graph).hexdigest(), "size": len(graph)},
         "provenance": {**_tools(), **provenance, "anchors": _anchors(folder, study), "created": _time(0)},
         "expires": _time(_VALID_DAYS),
@@ -173,11 +179,11 @@ def _privacy(study: Study, sites: list[SitePrivacy]) -> dict[str, Any]:
 
 
 def _metrics(
-    local: LocalSettings, latents: Vector, reference: Split | None, found: Calibration
+    local: LocalSettings, latents: Vector, records: Split | None, found: Calibration
 ) -> dict[str, Any]:
-    if reference is None:
+    if records is None:
         return {"note": EXPLANATION}
-    return {"reference_b": measure(local, latents, halve(reference).evaluation, found.thresholds)}
+    return {"reference_b": measure(local, latents, records, found.thresholds)}
 
 
 def _tools() -> dict[str, str]:

@@ -117,7 +117,7 @@ def trust_file(tmp_path: Path, signer: Signer) -> Path:
 
 @pytest.fixture(scope="session")
 def make_release(signer: Signer) -> ReleaseMaker:
-    """make_release(directory, signer=..., golden_error=..., model=..., **manifest changes) -> directory."""
+    """make_release(directory, by, golden_error, model, golden, **manifest changes) -> directory."""
 
     def make(
         directory: Path,
@@ -125,6 +125,7 @@ def make_release(signer: Signer) -> ReleaseMaker:
         by: Signer = signer,
         golden_error: float = 0.0,
         model: bytes | None = None,
+        golden: Golden | None = None,
         **changes: Any,
     ) -> Path:
         classes = len(changes.get("classes", ["normal", "pneumonia"]))
@@ -136,7 +137,7 @@ def make_release(signer: Signer) -> ReleaseMaker:
         logits = inputs.reshape(2, -1) @ weights + np.float32(golden_error)
         files = {
             MODEL: zstandard.ZstdCompressor(level=19).compress(raw),
-            GOLDEN: golden_bytes(Golden(inputs, logits, 1e-4)),
+            GOLDEN: golden_bytes(golden or Golden(inputs, logits, 1e-4)),
         }
         return write_bundle(directory, tiny_manifest(raw, **changes), files, by)
 

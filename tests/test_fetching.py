@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ from fedward.common.bundle import pack_tar, read_bundle
 from fedward.common.files import canonical_json
 from fedward.common.instants import utc_now
 from fedward.common.manifest import release_digest
-from fedward.common.release_index import INDEX, Listed
+from fedward.common.patch import make_patch
+from fedward.common.release_index import INDEX, Listed, patch_name
 from fedward.common.signing import Signer
 from fedward.server.coordinator import Coordinator
 
@@ -29,11 +31,13 @@ class Shelf:
     folder: Path
     entries: list[Listed] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
 
-    def get(self, state: Path, name: str, limit: int) -> bytes:
+    def get(self, state: Path, name: str, limit: int) -> bytes | None:
+        self.asked.append(name)
         if name == INDEX:
             return canonical_json({"schema": 1, "releases": [one.__dict__ for one in self.entries]})
-        return self.files[name]
+        return self.files.get(name)
 
     def add(self, study: str, version: int, by: Signer | None = None) -> Listed:
         place = self.make(
@@ -101,6 +105,71 @@ def test_an_older_release_under_a_newer_ones_entry_is_refused(
     shelf.entries = [dataclasses.replace(entry, version=2)]
     assert "another than the coordinator's list" in fedward("hospital", "fetch", "--state", shelf.state).err
     assert _kept(shelf) == set()
+
+
+@pytest.fixture
+def patched(shelf: Shelf, fedward: Callable[..., Any]) -> str:
+    """A site that holds version 1, where there is a patch from it to version 2; the patch's name."""
+    first = shelf.add("lungs", 1)
+    assert fedward("hospital", "fetch", "--state", shelf.state).code == 0
+    second = shelf.add("lungs", 2)
+    name = patch_name(first.file, second.file)
+    shelf.files[name] = make_patch(shelf.files[first.file], shelf.files[second.file])
+    return name
+
+
+def _fetch_newest(shelf: Shelf, fedward: Callable[..., Any]) -> dict[str, Any]:
+    """Fetches; what is kept is the newest release, whole, whatever came of the patch."""
+    shelf.asked.clear()
+    told = fedward("hospital", "fetch", "--state", shelf.state, "--json")
+    assert told.code == 0, told.err
+    newest = shelf.entries[-1]
+    assert (shelf.state / "releases" / newest.file).read_bytes() == shelf.files[newest.file]
+    return dict(json.loads(told.out))
+
+
+def test_a_site_that_holds_the_release_before_fetches_a_patch_alone(
+    shelf: Shelf, patched: str, fedward: Callable[..., Any]
+) -> None:
+    told = _fetch_newest(shelf, fedward)
+    assert shelf.asked == [INDEX, patched]
+    assert told["bytes"] == len(shelf.files[patched]) < shelf.entries[-1].bytes
+
+
+@pytest.mark.parametrize(
+    "damage", ["no patch", "cut patch", "patch for another", "patch to another", "damaged base", "no base"]
+)
+def test_what_is_wrong_with_a_patch_costs_bytes_and_not_the_release(
+    shelf: Shelf, patched: str, fedward: Callable[..., Any], damage: str
+) -> None:
+    first, second = shelf.entries
+    base = shelf.state / "releases" / first.file
+    if damage == "no patch":
+        del shelf.files[patched]
+    elif damage == "cut patch":
+        shelf.files[patched] = shelf.files[patched][:-9]
+    elif damage == "patch for another":
+        shelf.files[patched] = make_patch(shelf.files[second.file], shelf.files[first.file])
+    elif damage == "patch to another":
+        shelf.files[patched] = make_patch(shelf.files[first.file], shelf.files[first.file])
+    elif damage == "damaged base":
+        base.write_bytes(b"x" + base.read_bytes()[1:])
+    else:
+        base.unlink()
+    assert _fetch_newest(shelf, fedward)["bytes"] == second.bytes
+
+
+def test_a_patch_to_what_nobody_signed_keeps_nothing(
+    shelf: Shelf, stranger: Signer, fedward: Callable[..., Any]
+) -> None:
+    first = shelf.add("lungs", 1)
+    assert fedward("hospital", "fetch", "--state", shelf.state).code == 0
+    second = shelf.add("lungs", 2, by=stranger)
+    shelf.files[patch_name(first.file, second.file)] = make_patch(
+        shelf.files[first.file], shelf.files[second.file]
+    )
+    assert fedward("hospital", "fetch", "--state", shelf.state).err.startswith("SignatureRefused")
+    assert _kept(shelf) == {first.file}
 
 
 def test_what_there_is_not_is_named_with_what_there_is(shelf: Shelf, fedward: Callable[..., Any]) -> None:

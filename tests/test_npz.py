@@ -113,6 +113,9 @@ def test_golden_outputs_come_back_and_equal_ones_are_equal_bytes() -> None:
     assert np.array_equal(found.logits, logits)
     assert found.tolerance == np.float32(1e-3)
     assert golden_bytes(Golden(inputs.copy(), logits.copy(), 1e-3)) == data
+    assert found.form_tolerance is None
+    allowed = read_golden(golden_bytes(Golden(inputs, logits, 1e-3, 0.5)))
+    assert (allowed.tolerance, allowed.form_tolerance) == (np.float32(1e-3), 0.5)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,10 @@ def test_golden_outputs_come_back_and_equal_ones_are_equal_bytes() -> None:
         {"tolerance": np.float32(np.inf)},
         {"tolerance": np.float32(-1)},
         {"tolerance": np.ones(2, np.float32)},
+        {"form_tolerance": np.float32(np.nan)},
+        {"form_tolerance": np.float32(-1)},
+        {"form_tolerance": np.ones(2, np.float32)},
+        {"form_tolerance": np.float64(1)},
     ],
 )
 def test_golden_outputs_that_prove_nothing_are_refused(change: dict[str, Any]) -> None:

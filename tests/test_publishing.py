@@ -1,21 +1,25 @@
 """A finished study's release is signed by the coordinator, stands in the index, and costs what it says."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fedward.client.charging import DATASET
 from fedward.client.registry import Registry
-from fedward.common.bundle import read_bundle
+from fedward.common.bundle import pack_tar, read_bundle
 from fedward.common.config import LocalSettings, Study
 from fedward.common.errors import CheckpointRefused, OutputRefused
 from fedward.common.files import canonical_json
 from fedward.common.instants import utc_now
-from fedward.common.release_index import INDEX, Listed, listed
+from fedward.common.manifest import release_digest
+from fedward.common.patch import apply_patch
+from fedward.common.release_index import INDEX, Listed, listed, patch_name
 from fedward.server.coordinator import Coordinator
 from fedward.server.publishing import publish, site_costs
-from fedward.server.shelf import published
+from fedward.server.shelf import published, put
 from fedward.server.study_folder import PUBLISHED, StudyFolder
 from fedward.simulations.federation import run_in_process
 
@@ -75,6 +79,48 @@ def test_a_damaged_index_is_refused_and_not_written_over(
     with pytest.raises(OutputRefused, match=INDEX):
         publish(coordinator, finished, utc_now())
     assert index.read_bytes() == b"{"
+
+
+def _shelved(
+    coordinator: Coordinator, make_release: Callable[..., Path], place: Path, parent: str | None, **told: Any
+) -> tuple[Listed, bytes]:
+    path = make_release(place, by=coordinator.signer(utc_now()), **told)
+    tar = pack_tar(path)
+    manifest = read_bundle(path, [coordinator.signer(utc_now()).public()]).manifest
+    name = f"{hashlib.sha256(tar).hexdigest()}.tar"
+    entry = Listed(told["study"], told["version"], release_digest(manifest), name, len(tar), "t")
+    put(coordinator, entry, tar, parent)
+    return entry, tar
+
+
+def test_beside_a_release_stand_patches_from_its_studys_newest_and_from_its_parent(
+    coordinator: Coordinator, make_release: Callable[..., Path], tmp_path: Path
+) -> None:
+    made: list[tuple[Listed, bytes]] = []
+    for study, version, continues in (("a", 1, None), ("a", 2, 0), ("b", 1, None), ("b", 2, 0)):
+        parent = None if continues is None else made[continues][0].digest
+        place = tmp_path / f"{study}{version}"
+        made.append(_shelved(coordinator, make_release, place, parent, study=study, version=version))
+    folder = coordinator.folder / "releases"
+    wanted = {patch_name(made[i][0].file, made[j][0].file): (i, j) for i, j in ((0, 1), (0, 3), (2, 3))}
+    assert {path.name for path in folder.glob("*.patch")} == set(wanted)
+    for name, (i, j) in wanted.items():
+        assert apply_patch(made[i][1], (folder / name).read_bytes()) == made[j][1]
+
+
+def test_a_release_is_published_where_no_patch_can_be_made(
+    coordinator: Coordinator, make_release: Callable[..., Path], tmp_path: Path
+) -> None:
+    gone, _ = _shelved(coordinator, make_release, tmp_path / "1", None, study="a", version=1)
+    (coordinator.folder / "releases" / gone.file).unlink()
+    _shelved(coordinator, make_release, tmp_path / "2", None, study="a", version=2)
+    _shelved(
+        coordinator, make_release, tmp_path / "3", None, study="a", version=3, classes=["x", "y", "z"],
+        task="multi-class",
+        decision={"rule": "argmax", "thresholds": [], "prior": "balanced", "source": "default"},
+    )  # fmt: skip
+    assert [one.version for one in published(coordinator)] == [1, 2, 3]
+    assert not list((coordinator.folder / "releases").glob("*.patch"))
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ from fedward.common.golden import read_golden
 from fedward.common.images import to_tensor
 from fedward.common.manifest import GOLDEN, Manifest, release_digest
 from fedward.common.models import build_student, flatten, initialise
+from fedward.common.onnx_wire import FLOAT16, tensors
 from fedward.common.randomness import KeyedGenerator
 from fedward.common.signing import Signer
 from fedward.server import release as release_module
 from fedward.server.export import latents_of, to_onnx
+from fedward.server.leftovers import rounded
 from fedward.server.reference import halve, measure, student_logits
 from fedward.server.release import SitePrivacy, make_release
 from fedward.server.study_folder import StudyFolder
@@ -78,7 +80,8 @@ def test_the_edge_opens_the_release_and_predicts_what_was_trained(
     model = EdgeModel.open(folder.release, [signer.public()])
     found = model.predict(to_tensor(phantom.test.images).numpy())
     local = folder.study().local
-    np.testing.assert_allclose(found, student_logits(local, _latents(local), phantom.test.images), atol=1e-4)
+    expected = student_logits(local, rounded(local, _latents(local)), phantom.test.images)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(("kind", "task"), [("cell", "multi-class"), ("findings", "multi-label")])
@@ -92,6 +95,29 @@ def test_every_task_is_released_and_opened(released: Maker, signer: Signer, kind
     assert manifest["decision"]["rule"] == ("argmax" if task == "multi-class" else "threshold")
     assert len(manifest["decision"]["thresholds"]) == len(data.classes)
     assert manifest["preprocessing"]["channels"] == channels
+
+
+def test_a_transformers_release_is_of_its_rounded_student(released: Maker, signer: Signer) -> None:
+    graph = model_bytes(read_bundle(released(local={"student": "ternary-vit"}).release, [signer.public()]))
+    scales = [one for one in tensors(graph) if one.name.endswith("weight.scale")]
+    assert len(scales) == 2 + 4 * 6  # patch embedding, head, and six in each of four blocks
+    assert {one.data_type for one in scales} == {FLOAT16}
+
+
+@pytest.mark.parametrize("student", ["ternary-vit", "ternary-cnn"])
+def test_whether_it_may_compute_in_int8_is_found_out_on_reference_records(
+    released: Maker, signer: Signer, student: str
+) -> None:
+    data = make_phantoms(size=16, counts=(4, 400, 4))
+    bundle = read_bundle(released(data=data, local={"student": student}).release, [signer.public()])
+    tolerance = read_golden(bundle.files[GOLDEN]).form_tolerance
+    if student == "ternary-cnn":
+        assert (tolerance, "forms" in bundle.manifest["metrics"]) == (None, False)
+        return
+    found = bundle.manifest["metrics"]["forms"]["int8"]
+    assert found["images"] == 200
+    assert found["allowed"] == (found["agreement"] >= 0.995 and found["auc_lost"] <= 0.002)
+    assert (tolerance is not None) == found["allowed"]
 
 
 def test_nobody_else_signed_it(released: Maker, stranger: Signer) -> None:

@@ -1,13 +1,17 @@
 """`fedward edge`: ask a signed release about images, on a machine that has nothing of the training stack."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fedward.client.edge import tuning
 from fedward.client.edge.images import prepare, read_image
 from fedward.client.edge.runtime import Answer, EdgeModel
+from fedward.client.edge.tuning import open_tuned
+from fedward.common.bundle import read_bundle
 from fedward.common.decision import decide, probabilities
 from fedward.common.errors import ImageRefused
 from fedward.common.manifest import Manifest, release_digest
@@ -33,7 +37,7 @@ def predict(
 
     An image that is refused is named on standard error, the others are answered, and the exit code is 1.
     """
-    model = EdgeModel.open(bundle, load_trust(trust))
+    model = open_tuned(bundle, load_trust(trust))
     answered: list[dict[str, Any]] = []
     refused: list[dict[str, str]] = []
     for image in images:
@@ -51,6 +55,32 @@ def predict(
         typer.echo(json.dumps({"release": digest, "images": answered, "refused": refused}))
     if refused:
         raise typer.Exit(1)
+
+
+@app.command()
+def tune(
+    bundle: Annotated[Path, typer.Argument(help="The release: a directory or a tar.")],
+    trust: Annotated[Path | None, typer.Option(help="The study's trust file.")] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=60, help="For each form of the model.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Find out in which form BUNDLE's model is the fastest on this machine, for `predict` to use.
+
+    Only forms that reproduce the release's golden outputs are used. What is found is remembered for this
+    model, this machine and this version of onnxruntime.
+    """
+    found = read_bundle(bundle, load_trust(trust))
+    tried = tuning.tune(found, seconds)
+    if as_json:
+        forms = [dataclasses.asdict(one) for one in tried]
+        typer.echo(
+            json.dumps({"release": release_digest(found.manifest), "fastest": tried[0].form, "forms": forms})
+        )
+        return
+    for one in tried:
+        told = one.refusal if one.milliseconds is None else f"{one.milliseconds:.3f} ms an image"
+        typer.echo(printable(f"{one.form:6} {told}"))
+    typer.echo(f"{tried[0].form} is used from now on.")
 
 
 def _rows(model: EdgeModel, image: str) -> list[dict[str, Any]]:

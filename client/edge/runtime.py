@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from fedward.common.bundle import model_bytes, read_bundle
+from fedward.common.bundle import Bundle, model_bytes, read_bundle
 from fedward.common.errors import BundleRefused, GoldenRefused, ImageRefused, SettingRefused
-from fedward.common.golden import read_golden
+from fedward.common.golden import Golden, read_golden
+from fedward.common.graph_forms import FP32, in_form
 from fedward.common.manifest import GOLDEN, Manifest
 from fedward.common.onnx_options import session_options
 from fedward.common.trust import TrustedKey
@@ -32,9 +33,9 @@ class Answer:
 class EdgeModel:
     """A release that was verified and that reproduces its golden outputs on this machine."""
 
-    def __init__(self, manifest: Manifest, session: ort.InferenceSession) -> None:
+    def __init__(self, manifest: Manifest, session: ort.InferenceSession, form: str) -> None:
         """Take what `open` has verified; use `open`."""
-        self.manifest = manifest
+        self.manifest, self.form = manifest, form
         self._session = session
         self._input = session.get_inputs()[0].name
         self._output = session.get_outputs()[0].name
@@ -46,6 +47,7 @@ class EdgeModel:
         trust: Sequence[TrustedKey],
         providers: Sequence[str] = ("CPUExecutionProvider",),
         now: datetime | None = None,
+        form: str = FP32,
     ) -> "EdgeModel":
         """Verify a bundle, then decompress it, then run its golden inputs.
 
@@ -54,17 +56,23 @@ class EdgeModel:
             trust: the keys that may have signed it.
             providers: onnxruntime's execution providers, the preferred one first.
             now: the time to compare with the release's expiry; None means this machine's clock.
+            form: how the graph computes, one of `fedward.common.graph_forms.FORMS`.
 
         Raises:
             SignatureRefused: no trusted key signed exactly this.
             BundleRefused: incomplete, malformed, expired, or no model that onnxruntime runs.
             SettingRefused: a provider that this machine does not have.
-            GoldenRefused: the model's outputs here are not those it was signed with.
+            GoldenRefused: the model's outputs here are not those it was signed with, or not in that form.
         """
-        bundle = read_bundle(path, trust, now)
-        session = _session(model_bytes(bundle), providers)
-        model = cls(bundle.manifest, session)
-        model._check_golden(bundle.files[GOLDEN])
+        return cls.of(read_bundle(path, trust, now), providers, form)
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, providers: Sequence[str] = ("CPUExecutionProvider",), form: str = FP32
+    ) -> "EdgeModel":
+        """`open` for a bundle that was read, and so verified, already; raises what comes after that."""
+        model = cls(bundle.manifest, _session(_in_form(model_bytes(bundle), form), providers), form)
+        model._check_golden(read_golden(bundle.files[GOLDEN]))
         return model
 
     def predict(self, images: Batch) -> Batch:
@@ -77,6 +85,12 @@ class EdgeModel:
         self._check_images(images)
         if not len(images):
             return np.empty((0, len(self.manifest["classes"])), dtype=np.float32)
+        if self.form == FP32:
+            return self._run(images)
+        # In int8 the range is a batch's own: no image's answer is to depend on its company.
+        return np.concatenate([self._run(images[row : row + 1]) for row in range(len(images))])
+
+    def _run(self, images: Batch) -> Batch:
         try:
             (logits,) = self._session.run([self._output], {self._input: images})
         except Exception as error:  # onnxruntime's errors have no common class of their own
@@ -107,8 +121,12 @@ class EdgeModel:
         if not np.isfinite(images).all():
             raise ImageRefused("An image has values that are no finite numbers.")
 
-    def _check_golden(self, data: bytes) -> None:
-        golden = read_golden(data)
+    def _check_golden(self, golden: Golden) -> None:
+        tolerance = golden.tolerance if self.form == FP32 else golden.form_tolerance
+        if tolerance is None:
+            raise GoldenRefused(
+                "The release was not found to decide alike in int8: use it as it was shipped."
+            )
         try:
             logits = self.predict(golden.inputs)
         except ImageRefused as refusal:
@@ -116,11 +134,20 @@ class EdgeModel:
         if logits.shape != golden.logits.shape:
             raise GoldenRefused("The golden logits are not of this release's classes.")
         distance = float(np.abs(logits - golden.logits).max())
-        if distance > golden.tolerance:
+        if distance > tolerance:
             raise GoldenRefused(
-                f"The model's golden outputs differ by {distance:.3g} here (allowed {golden.tolerance:.3g}): "
+                f"The model's golden outputs differ by {distance:.3g} here (allowed {tolerance:.3g}): "
                 "do not use it on this machine, and tell the study."
             )
+
+
+def _in_form(model: bytes, form: str) -> bytes:
+    try:
+        return in_form(model, form)
+    except ValueError as error:
+        raise BundleRefused(
+            f"The release's model cannot be brought into the form {form}: {error}."
+        ) from error
 
 
 def _session(model: bytes, providers: Sequence[str]) -> ort.InferenceSession:
