@@ -22,7 +22,8 @@ def multiply_adds(spec: StudentSpec) -> int:
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         counts.append(_of_layer(layer, inputs[0], output))
 
-    model = build_student(spec).to("meta")  # shapes only
+    with torch.device("meta"):  # shapes only: no weight is drawn
+        model = build_student(spec)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear | Attention):
             layer.register_forward_hook(count)

@@ -49,6 +49,7 @@ class LocalSettings(Settings):
         metric_noise_multiplier: of the counts that the study asks each hospital for once, after the last
             round (`fedward.common.measurement`); 0 asks for none.
         fisher_noise_multiplier: of the Fisher by output channel, asked for likewise; 0 asks for none.
+        widths: of a pruned convolutional student (`fedward.common.convolutions`); None for its own.
     """
 
     student: str
@@ -72,6 +73,7 @@ class LocalSettings(Settings):
     distillation_temperature: float
     metric_noise_multiplier: float = 0.0
     fisher_noise_multiplier: float = 0.0
+    widths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -113,7 +115,8 @@ class LocalSettings(Settings):
     @property
     def spec(self) -> StudentSpec:
         """The student's shapes."""
-        return StudentSpec(self.student, self.channels, self.height, self.width, len(self.classes))
+        classes = len(self.classes)
+        return StudentSpec(self.student, self.channels, self.height, self.width, classes, self.widths)
 
 
 def _check_classes(classes: tuple[str, ...], task: str) -> None:

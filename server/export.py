@@ -16,11 +16,13 @@ from torch import nn
 
 from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
-from fedward.common.models import Residual, build_student, flatten, unflatten
+from fedward.common.convolutions import WIDTHS, Residual, free_convolutions
+from fedward.common.models import StudentSpec, build_student, flatten, unflatten
 from fedward.common.quantization import QUANTIZERS, dequantize, is_quantized
 from fedward.common.transformer import Attention, Block, Mean, Position, Tokens
-from fedward.server import transformer_graph
+from fedward.server import group_norm_graph, transformer_graph
 from fedward.server.graph import CODES, SCALE, Graph
+from fedward.server.group_norm_graph import sides_behind_norms
 
 OPSET = 21
 INPUT, OUTPUT = "images", "logits"
@@ -46,12 +48,6 @@ def _linear_of_tokens(graph: Graph, layer: nn.Linear, value: str, parameters: li
     return transformer_graph.linear(graph, value, parameters)
 
 
-def _group_norm(graph: Graph, layer: nn.GroupNorm, value: str, parameters: list[str]) -> str:
-    return graph.node(
-        "GroupNormalization", [value, *parameters], num_groups=layer.num_groups, epsilon=layer.eps
-    )
-
-
 def _average_pool(graph: Graph, layer: nn.AvgPool2d, value: str, parameters: list[str]) -> str:
     kernel = _pair(layer.kernel_size)
     return graph.node("AveragePool", [value], kernel_shape=kernel, strides=kernel)
@@ -65,7 +61,7 @@ _Writer = Callable[[Graph, Any, str, list[str]], str]
 _WRITERS: dict[type[nn.Module], _Writer] = {
     nn.Conv2d: _conv,
     nn.Linear: _linear,
-    nn.GroupNorm: _group_norm,
+    nn.GroupNorm: group_norm_graph.whole,
     nn.ReLU: lambda graph, layer, value, parameters: graph.node("Relu", [value]),
     nn.AvgPool2d: _average_pool,
     nn.Flatten: lambda graph, layer, value, parameters: graph.node("Flatten", [value]),
@@ -76,6 +72,19 @@ _WRITERS: dict[type[nn.Module], _Writer] = {
     Mean: lambda graph, layer, value, parameters: transformer_graph.mean(graph, value),
 }
 _WRITERS_IN_BLOCKS = {**_WRITERS, nn.Linear: _linear_of_tokens}
+_NORMS_IN_PARTS = ("mobile",)  # families; the others' graphs are those of earlier releases
+
+
+def _writers(model: nn.Module, spec: StudentSpec) -> dict[type[nn.Module], _Writer]:
+    if spec.family not in _NORMS_IN_PARTS:
+        return _WRITERS
+    sides = sides_behind_norms(model, spec)
+    return {
+        **_WRITERS,
+        nn.GroupNorm: lambda graph, layer, value, parameters: group_norm_graph.in_parts(
+            graph, layer, value, parameters, sides[layer]
+        ),
+    }
 
 
 def _write(
@@ -122,7 +131,7 @@ def to_onnx(settings: LocalSettings, latents: Vector) -> bytes:
         for parameter, latent in zip(model.parameters(), parts, strict=True):
             parameter.copy_(latent)
     graph = Graph(settings.spec.precision)
-    last = _write(graph, model, "", INPUT, _WRITERS)
+    last = _write(graph, model, "", INPUT, _writers(model, settings.spec))
     graph.nodes[-1].output[0] = OUTPUT if graph.nodes[-1].output[0] == last else last
     shape = ["n", settings.channels, settings.height, settings.width]
     body = helper.make_graph(
@@ -163,6 +172,21 @@ def latents_of(onnx_bytes: bytes, settings: LocalSettings) -> Vector:
             raise ValueError(f"{name} is not {precision} in the release")
         parts.append(latent)
     return flatten(parts).numpy()
+
+
+def widths_of(onnx_bytes: bytes, spec: StudentSpec) -> tuple[int, ...] | None:
+    """The widths of the student in an exported graph, as it may have been pruned; None for its own.
+
+    Raises:
+        KeyError, ValueError: the graph is not one of this network.
+    """
+    if spec.family not in WIDTHS:
+        return None
+    stored = {tensor.name: tensor for tensor in onnx.load_from_string(onnx_bytes).graph.initializer}
+    names = [name + ".weight" for name in free_convolutions(build_student(spec))]
+    found = [stored[name if name in stored else name + CODES] for name in names]
+    widths = tuple(int(tensor.dims[0]) for tensor in found)
+    return None if widths == WIDTHS[spec.family] else widths
 
 
 def _is_of(latent: torch.Tensor, codes: np.ndarray | None, precision: str) -> bool:

@@ -64,8 +64,9 @@ def simulate(
         str,
         _option(
             _STUDY,
-            "ternary-, int8- or fp32-, then cnn, depthwise, or a vision transformer: vit, vit-s, vit-m or "
-            "vit-l, with -mq behind it for multi-query attention; for example int8-cnn or ternary-vit-m.",
+            "ternary-, int8- or fp32-, then cnn, depthwise, mobile or a vision transformer: vit, vit-s, "
+            "vit-m, vit-l, with -mq behind it for multi-query attention; for example int8-cnn or "
+            "ternary-vit-m.",
         ),
     ] = _D.student,
     rounds: Annotated[int, _option(_STUDY, "Rounds of the study.")] = _D.rounds,
@@ -170,6 +171,14 @@ def simulate(
     trust: Annotated[
         Path | None, _option(_CONTINUE, "Trust file that verifies that release; by default your own.")
     ] = None,
+    prune: Annotated[
+        float,
+        _option(
+            _CONTINUE,
+            "Share of that release's channels to take away first, where the reference data say they are "
+            "missed least; 0 takes none.",
+        ),
+    ] = _D.prune,
     ewc_lambda: Annotated[
         float, _option(_CONTINUE, "Strength of EWC's pull toward that release; 0 is none.")
     ] = _D.ewc_lambda,
