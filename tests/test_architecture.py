@@ -187,7 +187,11 @@ def _third_parties() -> set[str]:
     }
 
 
-DISTRIBUTION = {"PIL": "pillow", "grpc": "grpcio"}  # where it is not the module's own name
+DISTRIBUTION = {
+    "PIL": "pillow",
+    "grpc": "grpcio",
+    "torch_pruning": "torch-pruning",
+}  # where it is not the module's own name
 NOT_DECLARED = {"click"}  # typer is built on it, and pins it
 
 
