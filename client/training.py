@@ -57,7 +57,7 @@ def train(work: LocalRound, records: Split, generator: KeyedGenerator) -> tuple[
     settings = work.settings
     model = build_student(settings.spec)
     latents = [part.clone() for part in unflatten(work.latents, list(model.parameters()))]
-    step = LatentSGD(model, latents, settings.spec.precision, work.learning_rate, work.pull)
+    step = LatentSGD(model, latents, settings.spec.precisions, work.learning_rate, work.pull)
     optimizer = KeyedDPOptimizer(
         step,
         generator.derive("noise"),

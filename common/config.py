@@ -50,6 +50,7 @@ class LocalSettings(Settings):
             round (`fedward.common.measurement`); 0 asks for none.
         fisher_noise_multiplier: of the Fisher by output channel, asked for likewise; 0 asks for none.
         widths: of a pruned convolutional student (`fedward.common.convolutions`); None for its own.
+        bits: of each weight of an int8 student, 2, 4 or 8; None for 8.
     """
 
     student: str
@@ -74,6 +75,7 @@ class LocalSettings(Settings):
     metric_noise_multiplier: float = 0.0
     fisher_noise_multiplier: float = 0.0
     widths: tuple[int, ...] | None = None
+    bits: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -115,8 +117,8 @@ class LocalSettings(Settings):
     @property
     def spec(self) -> StudentSpec:
         """The student's shapes."""
-        classes = len(self.classes)
-        return StudentSpec(self.student, self.channels, self.height, self.width, classes, self.widths)
+        shape = self.channels, self.height, self.width, len(self.classes)
+        return StudentSpec(self.student, *shape, self.widths, self.bits)
 
 
 def _check_classes(classes: tuple[str, ...], task: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedward.common.convolutions import STEP, WIDTHS, Pictures, convolutional
 from fedward.common.errors import SettingRefused, UnknownName
+from fedward.common.quantization import BY_BITS, Precision, is_quantized
 from fedward.common.randomness import KeyedGenerator
 from fedward.common.transformer import Size, vision_transformer
 
@@ -39,6 +40,7 @@ class StudentSpec:
 
     Attributes:
         widths: of `fedward.common.convolutions`, for a pruned student; None for the network's own.
+        bits: of each weight that is quantised, in order: 2 (ternary), 4 or 8; None for what the name says.
     """
 
     name: str
@@ -47,11 +49,17 @@ class StudentSpec:
     width: int
     classes: int
     widths: tuple[int, ...] | None = None
+    bits: tuple[int, ...] | None = None
 
     @property
     def precision(self) -> str:
         """ternary, int8 or fp32."""
         return self.name.split("-", 1)[0]
+
+    @property
+    def precisions(self) -> Precision:
+        """What its weights are quantised to: all alike, or each by its own bits."""
+        return self.precision if self.bits is None else tuple(BY_BITS[bits] for bits in self.bits)
 
     @property
     def network(self) -> str:
@@ -101,6 +109,28 @@ def check_shape(spec: StudentSpec) -> None:
         )
     if spec.widths is not None:
         _check_widths(spec.family, spec.widths)
+    if spec.bits is not None:
+        _check_bits(spec)
+
+
+def quantized_weights(spec: StudentSpec) -> int:
+    """How many weights of the student are quantised, each with its own bits."""
+    with torch.device("meta"):  # shapes only
+        return sum(map(is_quantized, build_student(replace(spec, bits=None)).parameters()))
+
+
+def _check_bits(spec: StudentSpec) -> None:
+    if spec.precision != "int8":
+        raise SettingRefused(f"Weights of fewer than 8 bits each are for an int8 student, not {spec.name}.")
+    bits, count = spec.bits, quantized_weights(spec)
+    if not (isinstance(bits, tuple) and len(bits) == count and all(map(_are_bits, bits))):
+        raise SettingRefused(
+            f"The bits of this {spec.name} are {count} numbers, each 2, 4 or 8; not {bits!r:.200}."
+        )
+
+
+def _are_bits(bits: object) -> bool:
+    return type(bits) is int and bits in BY_BITS
 
 
 def _check_widths(family: str, widths: object) -> None:

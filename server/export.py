@@ -18,7 +18,7 @@ from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
 from fedward.common.convolutions import WIDTHS, Residual, free_convolutions
 from fedward.common.models import StudentSpec, build_student, flatten, unflatten
-from fedward.common.quantization import QUANTIZERS, dequantize, is_quantized
+from fedward.common.quantization import QUANTIZERS, dequantize, each_precision, is_quantized
 from fedward.common.transformer import Attention, Block, Mean, Position, Tokens
 from fedward.server import group_norm_graph, transformer_graph
 from fedward.server.graph import CODES, SCALE, Graph
@@ -130,7 +130,7 @@ def to_onnx(settings: LocalSettings, latents: Vector) -> bytes:
     with torch.no_grad():
         for parameter, latent in zip(model.parameters(), parts, strict=True):
             parameter.copy_(latent)
-    graph = Graph(settings.spec.precision)
+    graph = Graph(_precisions(model, settings.spec))
     last = _write(graph, model, "", INPUT, _writers(model, settings.spec))
     graph.nodes[-1].output[0] = OUTPUT if graph.nodes[-1].output[0] == last else last
     shape = ["n", settings.channels, settings.height, settings.width]
@@ -147,6 +147,12 @@ def to_onnx(settings: LocalSettings, latents: Vector) -> bytes:
     return onnx_model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 
 
+def _precisions(model: nn.Module, spec: StudentSpec) -> dict[str, str]:
+    """By the parameter's name."""
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, each_precision(spec.precisions, parameters), strict=True))
+
+
 def latents_of(onnx_bytes: bytes, settings: LocalSettings) -> Vector:
     """The inverse of `to_onnx` up to quantisation: latents that equal what the graph computes with.
 
@@ -159,17 +165,18 @@ def latents_of(onnx_bytes: bytes, settings: LocalSettings) -> Vector:
         tensor.name: numpy_helper.to_array(tensor)
         for tensor in onnx.load_from_string(onnx_bytes).graph.initializer
     }
-    parts, precision = [], settings.spec.precision
-    for name, parameter in build_student(settings.spec).named_parameters():
-        if precision == "fp32" or not is_quantized(parameter):
+    model, parts = build_student(settings.spec), []
+    precisions = _precisions(model, settings.spec)
+    for name, parameter in model.named_parameters():
+        if precisions[name] == "fp32":
             value = stored[name]
         else:
             value = _dequantized(stored[name + CODES], stored[name + SCALE])
         if value.shape != tuple(parameter.shape):
             raise ValueError(f"{name} has shape {value.shape} in the release, {tuple(parameter.shape)} here")
         latent = torch.from_numpy(value.astype(np.float32))
-        if not _is_of(latent, stored.get(name + CODES), precision):
-            raise ValueError(f"{name} is not {precision} in the release")
+        if not _is_of(latent, stored.get(name + CODES), precisions[name]):
+            raise ValueError(f"{name} is not {precisions[name]} in the release")
         parts.append(latent)
     return flatten(parts).numpy()
 
@@ -187,6 +194,23 @@ def widths_of(onnx_bytes: bytes, spec: StudentSpec) -> tuple[int, ...] | None:
     found = [stored[name if name in stored else name + CODES] for name in names]
     widths = tuple(int(tensor.dims[0]) for tensor in found)
     return None if widths == WIDTHS[spec.family] else widths
+
+
+def bits_of(onnx_bytes: bytes, spec: StudentSpec) -> tuple[int, ...] | None:
+    """Of each weight of an exported int8 student, as it may have been given fewer; None where all have 8.
+
+    Read off the largest code, which every quantiser uses; a weight of zeros has 8.
+
+    Raises:
+        KeyError, ValueError: the graph is not one of this network.
+    """
+    if spec.precision != "int8":
+        return None
+    stored = {tensor.name: tensor for tensor in onnx.load_from_string(onnx_bytes).graph.initializer}
+    weights = [name for name, value in build_student(spec).named_parameters() if is_quantized(value)]
+    largest = [int(np.abs(numpy_helper.to_array(stored[name + CODES]).astype(int)).max()) for name in weights]
+    bits = tuple({1: 2, 7: 4}.get(code, 8) for code in largest)
+    return None if set(bits) <= {8} else bits
 
 
 def _is_of(latent: torch.Tensor, codes: np.ndarray | None, precision: str) -> bool:

@@ -6,19 +6,23 @@ import numpy as np
 import torch
 from onnx import helper, numpy_helper
 
-from fedward.common.quantization import QUANTIZERS, is_quantized
+from fedward.common.quantization import QUANTIZERS
 
 CODES, SCALE = ".codes", ".scale"
 
 
 class Graph:
-    """Nodes and initialisers so far, of a student of one precision."""
+    """Nodes and initialisers so far.
 
-    def __init__(self, precision: str) -> None:
+    Args:
+        precisions: fp32 or a key of `QUANTIZERS`, by the parameter's name.
+    """
+
+    def __init__(self, precisions: dict[str, str]) -> None:
         """Begin empty."""
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
-        self._precision = precision
+        self._precisions = precisions
         self._value = 0
 
     def node(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
@@ -48,9 +52,9 @@ class Graph:
 
     def parameter(self, name: str, latent: torch.Tensor) -> str:
         """The parameter as the graph computes with it; codes and scale when it is quantised."""
-        if self._precision == "fp32" or not is_quantized(latent):
+        if self._precisions[name] == "fp32":
             return self.constant(name, latent.numpy())
-        quantized = QUANTIZERS[self._precision](latent)
+        quantized = QUANTIZERS[self._precisions[name]](latent)
         codes = self.constant(name + CODES, quantized.codes.numpy())
         scale = self.constant(name + SCALE, quantized.scale.numpy())
         return self.node("DequantizeLinear", [codes, scale], name, axis=0)

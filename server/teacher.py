@@ -40,7 +40,7 @@ def train_plainly(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     offset, draws = prior_offset(settings.class_prior, settings.task), generator.derive("batches")
     for _ in range(steps):
-        load_latents(model, latents, settings.spec.precision)
+        load_latents(model, latents, settings.spec.precisions)
         rows = (draws.words(_BATCH) % np.uint64(len(records.images))).astype(np.int64)
         images = augment(to_tensor(records.images[rows]), "affine", draws)
         loss = classification(

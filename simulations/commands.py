@@ -179,6 +179,14 @@ def simulate(
             "missed least; 0 takes none.",
         ),
     ] = _D.prune,
+    model_bytes: Annotated[
+        int | None,
+        _option(
+            _CONTINUE,
+            "Bytes that the model file may take: weights of that int8 release get 8, 4 or 2 bits, by what "
+            "the reference data say that they bear.",
+        ),
+    ] = _D.model_bytes,
     ewc_lambda: Annotated[
         float, _option(_CONTINUE, "Strength of EWC's pull toward that release; 0 is none.")
     ] = _D.ewc_lambda,

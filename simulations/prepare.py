@@ -14,8 +14,9 @@ from fedward.common.manifest import release_digest
 from fedward.common.messages import ANCHOR, FISHER, TEACHER
 from fedward.common.randomness import KeyedGenerator
 from fedward.common.trust import load_trust
-from fedward.server.export import latents_of, widths_of
+from fedward.server.export import bits_of, latents_of, widths_of
 from fedward.server.measuring import read_fisher
+from fedward.server.mixed_precision import with_bits_within
 from fedward.server.pruning import pruned
 from fedward.server.reference import EXPLANATION, fisher_diagonal, halve
 from fedward.server.rounds import START
@@ -116,13 +117,18 @@ def _shape(height: int, width: int, channels: int, **_: object) -> str:
 def _start(
     options: Options, local: LocalSettings, reference: Split | None, parent: Bundle | None
 ) -> tuple[LocalSettings, Vector | None]:
-    """Where the study starts, with the widths that the student then has."""
+    """Where the study starts, with the widths and bits that the student then has."""
     if parent is None:
         return local, None
     local, latents = _of_parent(local, parent)
-    if options.prune == 0 or reference is None:
+    if reference is None:
         return local, latents
-    return pruned(local, latents, halve(reference).calibration, options.prune)
+    public = halve(reference).calibration
+    if options.prune > 0:
+        local, latents = pruned(local, latents, public, options.prune)
+    if options.model_bytes is not None:
+        local = with_bits_within(local, latents, public, options.model_bytes)
+    return local, latents
 
 
 def _fixed(
@@ -139,7 +145,7 @@ def _fixed(
 
 
 def _of_parent(local: LocalSettings, parent: Bundle) -> tuple[LocalSettings, Vector]:
-    """`local` with the widths of the release, which may be of a pruned student, and its latents."""
+    """`local` with the widths and bits of the release, and its latents."""
     manifest = parent.manifest
     for what, theirs, mine in (
         ("student", manifest["student"], local.student),
@@ -152,6 +158,7 @@ def _of_parent(local: LocalSettings, parent: Bundle) -> tuple[LocalSettings, Vec
     try:
         graph = model_bytes(parent)
         local = replace(local, widths=widths_of(graph, local.spec))
+        local = replace(local, bits=bits_of(graph, local.spec))
         latents = latents_of(graph, local)
     except Exception as error:  # what is no ONNX at all raises protobuf's own errors
         raise BundleRefused(
@@ -188,6 +195,6 @@ def _teacher(study: Study, reference: Split | None) -> Vector:
     if reference is None:
         raise SettingRefused(f"--teacher reference needs reference data. {EXPLANATION}")
     network = study.local.spec.network
-    settings = LocalSettings.from_dict({**study.local.to_dict(), "student": f"fp32-{network}"})
+    settings = replace(study.local, student=f"fp32-{network}", bits=None)
     generator = KeyedGenerator.from_seed(study.seed or 0, "teacher")
     return train_plainly(settings, halve(reference).calibration, _TEACHER_STEPS, generator).astype(np.float32)

@@ -114,6 +114,20 @@ def test_a_transformer_has_no_widths_to_choose() -> None:
         build_student(StudentSpec("fp32-vit", 1, 28, 28, 2, (8,)))
 
 
+@pytest.mark.parametrize(
+    "bits", [(), (8,) * 3, (8,) * 5, (8, 8, 8, 3), (8, 8, 8, True), (8, 8, 8, "4"), [8] * 4, 8]
+)
+def test_bits_that_an_int8_student_cannot_have_are_refused(bits: Any) -> None:
+    with pytest.raises(SettingRefused, match="4 numbers, each 2, 4 or 8"):
+        build_student(StudentSpec("int8-cnn", 1, 28, 28, 2, None, bits))
+
+
+@pytest.mark.parametrize("name", ["ternary-cnn", "fp32-cnn"])
+def test_only_an_int8_students_weights_take_fewer_bits(name: str) -> None:
+    with pytest.raises(SettingRefused, match="for an int8 student"):
+        build_student(StudentSpec(name, 1, 28, 28, 2, None, (8,) * 4))
+
+
 def test_precision_changes_no_shape_so_a_teacher_of_fp32_fits() -> None:
     for family in FAMILIES:
         shapes = [

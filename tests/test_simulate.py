@@ -303,6 +303,18 @@ def test_a_pruned_student_is_tuned_by_the_hospitals_and_released_narrower(
     assert metrics_of(again)["study"]["local"]["widths"] == local["widths"]
 
 
+def test_an_int8_release_is_brought_within_its_bytes_and_tuned_there(simulate: Command) -> None:
+    whole = simulate("--student", "int8-cnn")
+    most = metrics_of(whole)["release"]["bytes"] // 2
+    out = simulate("--student", "int8-cnn", "--continue-from", whole / "release", "--model-bytes", most)
+    release, local = metrics_of(out)["release"], metrics_of(out)["study"]["local"]
+    assert set(local["bits"]) <= {2, 4, 8}
+    assert release["bytes"] <= 1.02 * most  # weighed before the hospitals' rounds
+    assert release["agreement"] >= 0.97
+    again = simulate("--student", "int8-cnn", "--continue-from", out / "release")
+    assert metrics_of(again)["study"]["local"]["bits"] == local["bits"]
+
+
 def test_a_strong_pull_holds_the_weights_that_the_earlier_task_needs(
     simulate: Command, finished: Path
 ) -> None:

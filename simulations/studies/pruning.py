@@ -3,9 +3,10 @@
     python -m fedward.simulations.studies.pruning --json [--student NAME ...] [--seeds 3] [--out FOLDER]
 
 PneumoniaMNIST as public data, enlarged from 28 to `--side` pixels (at 28 a CPU spends half of a small
-student's time between operators, whatever its channels): the student is trained on the training split without privacy, in one place,
-pruned by what half of the validation split says of its layers, and tuned with what is left; the student that
-keeps all of its channels is tuned as long. Nothing is chosen by the test split, which is read once a row.
+student's time between operators, whatever its channels): the student is trained on the training split without
+privacy, in one place, pruned by what half of the validation split says of its layers, and tuned with what is
+left; the student that keeps all of its channels is tuned as long. Nothing is chosen by the test split, which
+is read once a row.
 Latency is of one picture on one thread: medians of thread CPU time, the pruned graph and the whole student's
 fp32 graph taking turns, so that another process on the machine slows both or none.
 """
@@ -74,9 +75,11 @@ def measure_row(key: Row, base: Path) -> Row:
 @lru_cache
 def _enlarged(side: int) -> ImageDataset:
     dataset = find_dataset("pneumoniamnist")
-    splits = {name: getattr(dataset, name) for name in ("train", "val", "test")}
-    resized = {name: Split(_resized(split.images, side), split.labels) for name, split in splits.items()}
-    return replace(dataset, **resized)
+    train, val, test = (
+        Split(_resized(split.images, side), split.labels)
+        for split in (dataset.train, dataset.val, dataset.test)
+    )
+    return replace(dataset, train=train, val=val, test=test)
 
 
 def _resized(images: np.ndarray, side: int) -> np.ndarray:
