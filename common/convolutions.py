@@ -37,14 +37,19 @@ class Residual(nn.Module):
         return out
 
 
-def _normed(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def _normed(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, norms: int | None = None
+) -> list[nn.Module]:
+    """A convolution and GroupNorm of `norms` groups; up to 8 by default, of at least four channels each."""
     # No bias: GroupNorm's own shift follows.
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return [conv, nn.GroupNorm(min(8, outputs // 4), outputs)]
+    return [conv, nn.GroupNorm(norms or min(8, outputs // 4), outputs)]
 
 
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    return nn.Sequential(*_normed(inputs, outputs, kernel, stride, groups), nn.ReLU())
+def _conv(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, norms: int | None = None
+) -> nn.Sequential:
+    return nn.Sequential(*_normed(inputs, outputs, kernel, stride, groups, norms), nn.ReLU())
 
 
 def _head(channels: int, pictures: Pictures, halvings: int = 2) -> list[nn.Module]:
@@ -98,17 +103,18 @@ def _halvings(pictures: Pictures) -> int:
 def _inverted(inputs: int, inner: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """Expand, look at the neighbours, project and normalise; no activation behind the projection.
 
-    One norm a block, where its map is smallest: on a CPU each of a small map costs as much as a convolution.
+    One norm a block, where its map is smallest, and over all channels at once, which is one operator of
+    ONNX: on a CPU a norm of a small map costs as much as a convolution, one in groups twice that.
     """
     expand = nn.Sequential(nn.Conv2d(inputs, inner, 1), nn.ReLU())
     look = nn.Sequential(nn.Conv2d(inner, inner, 3, stride, 1, groups=inner), nn.ReLU())
-    return nn.Sequential(expand, look, nn.Sequential(*_normed(inner, outputs, 1)))
+    return nn.Sequential(expand, look, nn.Sequential(*_normed(inner, outputs, 1, norms=1)))
 
 
 def _mobile(pictures: Pictures, widths: tuple[int, ...]) -> nn.Sequential:
     halvings, left = _halvings(pictures), iter(widths)
     channels = next(left)
-    layers: list[nn.Module] = [_conv(pictures.channels, channels, 3, stride=2)]
+    layers: list[nn.Module] = [_conv(pictures.channels, channels, 3, stride=2, norms=1)]
     for stage, blocks in enumerate(_BLOCKS):
         stride = 2 if stage in _HALVED[: halvings - 1] else 1
         inner, outputs = next(left), next(left)
@@ -116,7 +122,7 @@ def _mobile(pictures: Pictures, widths: tuple[int, ...]) -> nn.Sequential:
         layers += [Residual(_inverted(outputs, next(left), outputs)) for _ in range(blocks - 1)]
         channels = outputs
     last = next(left)
-    return nn.Sequential(*layers, _conv(channels, last, 1), *_head(last, pictures, halvings))
+    return nn.Sequential(*layers, _conv(channels, last, 1, norms=1), *_head(last, pictures, halvings))
 
 
 _NETWORKS = {"cnn": _cnn, "depthwise": _depthwise, "mobile": _mobile}

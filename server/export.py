@@ -22,7 +22,6 @@ from fedward.common.quantization import QUANTIZERS, dequantize, each_precision, 
 from fedward.common.transformer import Attention, Block, Mean, Position, Tokens
 from fedward.server import group_norm_graph, transformer_graph
 from fedward.server.graph import CODES, SCALE, Graph
-from fedward.server.group_norm_graph import sides_behind_norms
 
 OPSET = 21
 INPUT, OUTPUT = "images", "logits"
@@ -61,7 +60,6 @@ _Writer = Callable[[Graph, Any, str, list[str]], str]
 _WRITERS: dict[type[nn.Module], _Writer] = {
     nn.Conv2d: _conv,
     nn.Linear: _linear,
-    nn.GroupNorm: group_norm_graph.whole,
     nn.ReLU: lambda graph, layer, value, parameters: graph.node("Relu", [value]),
     nn.AvgPool2d: _average_pool,
     nn.Flatten: lambda graph, layer, value, parameters: graph.node("Flatten", [value]),
@@ -72,19 +70,6 @@ _WRITERS: dict[type[nn.Module], _Writer] = {
     Mean: lambda graph, layer, value, parameters: transformer_graph.mean(graph, value),
 }
 _WRITERS_IN_BLOCKS = {**_WRITERS, nn.Linear: _linear_of_tokens}
-_NORMS_IN_PARTS = ("mobile",)  # families; the others' graphs are those of earlier releases
-
-
-def _writers(model: nn.Module, spec: StudentSpec) -> dict[type[nn.Module], _Writer]:
-    if spec.family not in _NORMS_IN_PARTS:
-        return _WRITERS
-    sides = sides_behind_norms(model, spec)
-    return {
-        **_WRITERS,
-        nn.GroupNorm: lambda graph, layer, value, parameters: group_norm_graph.in_parts(
-            graph, layer, value, parameters, sides[layer]
-        ),
-    }
 
 
 def _write(
@@ -131,7 +116,8 @@ def to_onnx(settings: LocalSettings, latents: Vector) -> bytes:
         for parameter, latent in zip(model.parameters(), parts, strict=True):
             parameter.copy_(latent)
     graph = Graph(_precisions(model, settings.spec))
-    last = _write(graph, model, "", INPUT, _writers(model, settings.spec))
+    writers = {**_WRITERS, nn.GroupNorm: group_norm_graph.writer(model, settings.spec)}
+    last = _write(graph, model, "", INPUT, writers)
     graph.nodes[-1].output[0] = OUTPUT if graph.nodes[-1].output[0] == last else last
     shape = ["n", settings.channels, settings.height, settings.width]
     body = helper.make_graph(

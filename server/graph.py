@@ -45,11 +45,6 @@ class Graph:
         """A float32 scalar, likewise."""
         return self.node("Constant", [], value=numpy_helper.from_array(np.array(value, np.float32)))
 
-    def filled(self, value: float, count: int) -> str:
-        """One number so often, float32 (count,), likewise."""
-        same = np.full(count, value, np.float32)
-        return self.node("Constant", [], value=numpy_helper.from_array(same))
-
     def parameter(self, name: str, latent: torch.Tensor) -> str:
         """The parameter as the graph computes with it; codes and scale when it is quantised."""
         if self._precisions[name] == "fp32":

@@ -29,8 +29,8 @@ from fedward.server.reference import student_logits
 # little about all together.
 _PARTS_KEPT = (0.25, 0.5, 0.75, 1.0)
 # Multiply-adds that a value of a map costs beside those it takes to make: norms, activations and layouts.
-# Fitted to onnxruntime's times of two dozen random widths of `mobile` at 64 pixels.
-_VALUE = 64
+# Fitted to onnxruntime's times of two dozen random widths of `mobile`: 9, 19 and 21 at 28, 64, 224 pixels.
+_VALUE = 16
 _TOLD_APART = 1e-3  # nats: smaller rises of a few hundred records' loss are taken for none
 
 
