@@ -19,8 +19,9 @@ from fedward.common.config import LocalSettings
 from fedward.common.datasets import Split
 from fedward.common.images import augment, to_tensor
 from fedward.common.losses import classification, distillation, prior_offset
-from fedward.common.models import build_student, flatten, unflatten
+from fedward.common.models import build_student, flatten, split, unflatten
 from fedward.common.per_sample import PerSampleGradients
+from fedward.common.quantization import behind, load_latents
 from fedward.common.randomness import KeyedGenerator
 
 PHYSICAL_ROWS = 64  # rows (units * views) of every forward pass, whatever the Poisson draw
@@ -51,13 +52,18 @@ def train(work: LocalRound, records: Split, generator: KeyedGenerator) -> tuple[
     """Run the round's noised steps on `records`.
 
     Returns:
-        the change of the latents, float32 (n,), and the accountant that saw every step.
+        the change of the trained latents, float32 (m,), and the accountant that saw every step.
     """
     torch.set_num_threads(1)  # the sum's order, and so the last bit, must not depend on the machine's cores
     settings = work.settings
     model = build_student(settings.spec)
     latents = [part.clone() for part in unflatten(work.latents, list(model.parameters()))]
-    step = LatentSGD(model, latents, settings.spec.precisions, work.learning_rate, work.pull)
+    load_latents(model, latents, settings.spec.precisions)
+    body, trained = split(model, settings.trained)
+    latents = latents[len(list(body.parameters())) :]
+    before = flatten(latents)
+    precision = behind(settings.spec.precisions, list(body.parameters()))
+    step = LatentSGD(trained, latents, precision, work.learning_rate, work.pull)
     optimizer = KeyedDPOptimizer(
         step,
         generator.derive("noise"),
@@ -71,7 +77,7 @@ def train(work: LocalRound, records: Split, generator: KeyedGenerator) -> tuple[
     gradients = UnitGradients(model, work, records, generator)
     for local_step in range(settings.local_steps):
         gradients.accumulate(optimizer, local_step)
-    return flatten(latents) - work.latents, accountant
+    return flatten(latents) - before, accountant
 
 
 class UnitGradients:
@@ -86,8 +92,8 @@ class UnitGradients:
     def __init__(
         self, model: torch.nn.Sequential, work: LocalRound, records: Split, generator: KeyedGenerator
     ) -> None:
-        """Prepare `model`'s gradients on `records`; draws come from `generator`."""
-        self._engine = PerSampleGradients(model)
+        """Prepare the gradients of what `model` trains on `records`; draws come from `generator`."""
+        self._engine = PerSampleGradients(split(model, work.settings.trained)[1])
         self._model = model
         self._settings = work.settings
         self._records = records
@@ -117,7 +123,9 @@ class UnitGradients:
         )
         labels = filled(torch.from_numpy(self._records.labels[rows]), size)
         teacher = None if self._teacher is None else self._teacher(images)
-        parts = self._engine.in_parts(images, lambda logits: self._loss(logits, labels, teacher), views)
+        with torch.no_grad():
+            seen = split(self._model, self._settings.trained)[0](images)
+        parts = self._engine.in_parts(seen, lambda logits: self._loss(logits, labels, teacher), views)
         yield from blanks_zeroed(parts, len(units))
 
     def _loss(self, logits: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from fedward.common.datasets import MAX_CLASSES, TASKS
 from fedward.common.declared import MAXIMUM_DECLARED as MAXIMUM_DECLARED
 from fedward.common.declared import declared_count as declared_count
 from fedward.common.errors import SettingRefused
-from fedward.common.models import STUDENTS, StudentSpec, check_shape
+from fedward.common.models import STUDENTS, TRAINED, StudentSpec, check_shape
 from fedward.common.setting_checks import Settings, check_text, in_range, one_of
 
 PRIVACY_UNITS = ("image",)
@@ -49,6 +49,7 @@ class LocalSettings(Settings):
         metric_noise_multiplier: of the counts that the study asks each hospital for once, after the last
             round (`fedward.common.measurement`); 0 asks for none.
         fisher_noise_multiplier: of the Fisher by output channel, asked for likewise; 0 asks for none.
+        trained: all, or head: the last layer alone, behind a body that stays as it came.
         widths: of a pruned convolutional student (`fedward.common.convolutions`); None for its own.
         bits: of each weight of an int8 student, 2, 4 or 8; None for 8.
     """
@@ -74,6 +75,7 @@ class LocalSettings(Settings):
     distillation_temperature: float
     metric_noise_multiplier: float = 0.0
     fisher_noise_multiplier: float = 0.0
+    trained: str = "all"
     widths: tuple[int, ...] | None = None
     bits: tuple[int, ...] | None = None
 
@@ -87,6 +89,7 @@ class LocalSettings(Settings):
         one_of("task", self.task, TASKS)
         one_of("unit", self.unit, PRIVACY_UNITS)
         one_of("augmentation", self.augmentation, AUGMENTATIONS)
+        one_of("trained", self.trained, TRAINED)
         in_range("sample_rate", self.sample_rate, 1e-6, 1.0)
         in_range("local_steps", self.local_steps, 1, 1000, int)
         in_range("rounds", self.rounds, 1, 100_000, int)
@@ -104,6 +107,8 @@ class LocalSettings(Settings):
                 "A private metric or Fisher is noised, but noise_multiplier is 0: train with noise too, or "
                 "ask for neither."
             )
+        if self.trained == "head" and self.ewc_lambda > 0.0:
+            raise SettingRefused("ewc_lambda keeps what a whole student knows: leave it out, or train all.")
         _check_classes(self.classes, self.task)
         check_shape(self.spec)
         if self.class_prior is not None:

@@ -107,6 +107,14 @@ class ImageRefused(Refusal):
     """An image cannot be read, or cannot be shown to this student."""
 
 
+class TeacherRefused(Refusal):
+    """The public teacher is not installed, or its weights are not the known ones."""
+
+
+class StartRefused(Refusal):
+    """A file to start a study from is damaged, was changed, or is of another student."""
+
+
 class EngineFailed(Refusal):
     """A simulation engine that Fedward starts (Flower, Ray) did not start or did not finish."""
 

@@ -30,6 +30,7 @@ _TRANSFORMERS |= {f"{name}-mq": replace(size, is_multi_query=True) for name, siz
 NETWORKS = (*WIDTHS, *_TRANSFORMERS)
 STUDENTS = tuple(f"{precision}-{network}" for precision in PRECISIONS for network in NETWORKS)
 SMALLEST = tuple(f"{precision}-{family}" for precision in PRECISIONS for family in FAMILIES)  # of each kind
+TRAINED = ("all", "head")
 MINIMUM_SIDE = 16
 MAXIMUM_SIDE = 512
 
@@ -158,6 +159,22 @@ def initialise(model: nn.Module, generator: KeyedGenerator) -> None:
         fan_in = parameter[0].numel()
         draws = generator.derive("init", name).normal(parameter.numel()) * (2.0 / fan_in) ** 0.5
         parameter.copy_(torch.from_numpy(draws).to(parameter.dtype).view_as(parameter))
+
+
+def split(model: nn.Sequential, trained: str) -> tuple[nn.Sequential, nn.Sequential]:
+    """`model` as (what stays as it is, what a study trains): layers in a row, shared with `model`.
+
+    Args:
+        trained: of `TRAINED`; head is the last layer, whose values end the packed vector.
+    """
+    first = len(model) - 1 if trained == "head" else 0
+    layers = list(model)
+    return nn.Sequential(*layers[:first]), nn.Sequential(*layers[first:])
+
+
+def frozen_count(spec: StudentSpec, trained: str) -> int:
+    """How many values at the front of the packed vector a study leaves alone; updates hold the others."""
+    return parameter_count(split(build_student(spec), trained)[0])
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -93,6 +93,11 @@ def each_precision(precision: Precision, parameters: Sequence[Tensor]) -> list[s
     return [next(names) if is_quantized(parameter) else "fp32" for parameter in parameters]
 
 
+def behind(precision: Precision, parameters: Sequence[Tensor]) -> Precision:
+    """The precision of the weights that come after `parameters`."""
+    return precision if isinstance(precision, str) else precision[sum(map(is_quantized, parameters)) :]
+
+
 def fake_quantize(latent: Tensor, precision: str) -> Tensor:
     """What the network computes with in place of `latent`; the latent itself for fp32 or one axis."""
     if precision == "fp32" or not is_quantized(latent):

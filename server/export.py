@@ -47,6 +47,10 @@ def _linear_of_tokens(graph: Graph, layer: nn.Linear, value: str, parameters: li
     return transformer_graph.linear(graph, value, parameters)
 
 
+def _layer_norm(graph: Graph, layer: nn.LayerNorm, value: str, parameters: list[str]) -> str:
+    return graph.node("LayerNormalization", [value, *parameters], axis=-1, epsilon=layer.eps)
+
+
 def _average_pool(graph: Graph, layer: nn.AvgPool2d, value: str, parameters: list[str]) -> str:
     kernel = _pair(layer.kernel_size)
     return graph.node("AveragePool", [value], kernel_shape=kernel, strides=kernel)
@@ -60,6 +64,7 @@ _Writer = Callable[[Graph, Any, str, list[str]], str]
 _WRITERS: dict[type[nn.Module], _Writer] = {
     nn.Conv2d: _conv,
     nn.Linear: _linear,
+    nn.LayerNorm: _layer_norm,
     nn.ReLU: lambda graph, layer, value, parameters: graph.node("Relu", [value]),
     nn.AvgPool2d: _average_pool,
     nn.Flatten: lambda graph, layer, value, parameters: graph.node("Flatten", [value]),

@@ -11,7 +11,7 @@ from fedward.common.config import MOST_NOISE, EnrolledHospital, LocalSettings, S
 from fedward.common.datasets import ImageDataset
 from fedward.common.errors import SettingRefused
 from fedward.common.measurement import measurements
-from fedward.common.models import build_student, parameter_count
+from fedward.common.models import build_student, frozen_count, parameter_count
 from fedward.common.privacy import noise_multiplier
 from fedward.common.rounding import noise_deviation
 from fedward.server.coordinator import Coordinator
@@ -21,6 +21,7 @@ from fedward.server.sites import Site, Sites
 from fedward.server.study_folder import StudyFolder
 
 HIGHEST_PLANNED = 2.0  # learning rate
+_HIGHEST_OF_HEAD = 8.0  # with a server momentum of .9 behind it
 _LARGEST_STEP = 2.0**9  # what the coordinator's sum takes for one weight in one round
 
 
@@ -114,7 +115,8 @@ def with_planned_noise(study: Study, epsilon: float, learning_rate: float | None
 
 
 def planned_learning_rate(local: LocalSettings, hospitals: tuple[EnrolledHospital, ...]) -> float:
-    """2, or less where the noise would then move a coordinate by more than .014 a round.
+    """2, or less where the noise would then move a coordinate by more than .014 a round; 8 and .05 for a
+    study of the head, whose weights are larger.
 
     From public constants only: the mean update's noise has standard deviation
     sigma * C * sqrt(hospitals) / (rate * declared images of all), for one local step.
@@ -123,7 +125,8 @@ def planned_learning_rate(local: LocalSettings, hospitals: tuple[EnrolledHospita
     noise = (
         local.noise_multiplier * local.max_grad_norm * math.sqrt(len(hospitals)) / (local.sample_rate * total)
     )
-    return min(HIGHEST_PLANNED, 0.014 / noise) if noise > 0 else HIGHEST_PLANNED
+    highest, most = (_HIGHEST_OF_HEAD, 0.05) if local.trained == "head" else (HIGHEST_PLANNED, 0.014)
+    return min(highest, most / noise) if noise > 0 else highest
 
 
 def _check_noise(study: Study) -> None:
@@ -134,7 +137,7 @@ def _check_noise(study: Study) -> None:
     that is far below 1.
     """
     local = study.local
-    count = parameter_count(build_student(local.spec))
+    count = parameter_count(build_student(local.spec)) - frozen_count(local.spec, local.trained)
     passed = max(4.0, -float(ndtri(2.0 / count)))
     largest = sorted(hospital.num_examples for hospital in study.hospitals)[-study.quorum]
     deviation = noise_deviation(local, study.learning_rate, largest)

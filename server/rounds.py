@@ -137,6 +137,15 @@ def _read_fixed(path: Path) -> dict[str, Vector]:
         ) from refusal
 
 
+def start_latents(folder: StudyFolder) -> Vector:
+    """What the study's first round starts from, float32 (n,).
+
+    Raises:
+        CheckpointRefused: it is missing or damaged.
+    """
+    return _fixed_vectors(folder, folder.study())[START]
+
+
 def initial_latents(study: Study) -> Vector:
     """The student's random start, float32 (n,); the seed's in a simulation, else the operating system's."""
     system = KeyedGenerator.from_system() if study.seed is None else KeyedGenerator.from_seed(study.seed)

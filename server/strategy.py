@@ -33,6 +33,7 @@ from fedward.common.messages import (
     addressed,
     refusal_text,
 )
+from fedward.common.models import frozen_count
 from fedward.common.rounding import uplink_step
 from fedward.server.aggregation import IntegerMean, norm_bound, screen
 from fedward.server.checkpoint import Progress
@@ -84,6 +85,7 @@ class FedwardAvg(FedAvg):
         self._nodes = nodes
         self._extras = extras or {}
         self._on_reply = on_reply
+        self._count = len(progress.latents) - frozen_count(study.local.spec, study.local.trained)
         self._sent: Vector = progress.latents
         self._record = RecordDict()
         self._asked: list[Metadata] = []  # not the messages: a thousand would lie here for a round
@@ -140,7 +142,7 @@ class FedwardAvg(FedAvg):
         Raises:
             QuorumMissed: fewer usable replies than the quorum; the state is unchanged.
         """
-        mean = IntegerMean(len(self.progress.latents))
+        mean = IntegerMean(self._count)
         heard = {lost.hospital for lost in self.lost}
         answered: set[str] = set()
         self._anchors = {}
@@ -201,12 +203,12 @@ class FedwardAvg(FedAvg):
                 raise UpdateRefused(f"The reply is of {what} {got!r}, where {want!r} was asked for.")
         rate = self.study.learning_rate_at(server_round)
         step = uplink_step(content.codec, self.study.local, rate, hospital.num_examples)
-        update = decode(content.update, len(self.progress.latents), content.codec, step)
+        update = decode(content.update, self._count, content.codec, step)
         screen(update, self._bound(server_round, hospital.num_examples))
         return update
 
     def _bound(self, server_round: int, num_examples: int) -> float:
-        local, count = self.study.local, len(self.progress.latents)
+        local, count = self.study.local, self._count
         rate, codec = self.study.learning_rate_at(server_round), self.study.uplink_codec
         bound = norm_bound(local, rate, num_examples, count, codec)
         if local.ewc_lambda == 0.0:
@@ -223,6 +225,7 @@ class FedwardAvg(FedAvg):
 
     def _step(self, server_round: int, mean: Vector) -> None:
         study, now = self.study, self.progress
+        mean = np.pad(mean, (len(now.latents) - len(mean), 0))  # what is not trained stays
         momentum = (np.float32(study.server_momentum) * now.momentum + mean).astype(np.float32)
         latents = (now.latents + np.float32(study.server_learning_rate) * momentum).astype(np.float32)
         average = now.average

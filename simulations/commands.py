@@ -15,6 +15,7 @@ from fedward.common.errors import SettingRefused
 from fedward.common.printing import printable
 from fedward.simulations.options import Options
 from fedward.simulations.prepare import Simulation, prepare, reopen
+from fedward.simulations.recipes import RECIPES
 from fedward.simulations.simulate import Finished, run
 from fedward.simulations.wording import spent
 
@@ -64,11 +65,19 @@ def simulate(
         str,
         _option(
             _STUDY,
-            "ternary-, int8- or fp32-, then cnn, depthwise, mobile or a vision transformer: vit, vit-s, "
-            "vit-m, vit-l, with -mq behind it for multi-query attention; for example int8-cnn or "
-            "ternary-vit-m.",
+            "ternary-, int8- or fp32-, then cnn, depthwise, mobile, embed (whose body can be distilled), "
+            "or a vision transformer: vit, vit-s, vit-m or vit-l, with -mq behind it for multi-query "
+            "attention; for example int8-cnn or ternary-vit-m.",
         ),
     ] = _D.student,
+    recipe: Annotated[
+        str,
+        _option(
+            _STUDY,
+            "Settings that go together: from-scratch (the defaults shown here), or distilled (the body "
+            "learns from public images, only the head from patients). What you set yourself comes first.",
+        ),
+    ] = _D.recipe,
     rounds: Annotated[int, _option(_STUDY, "Rounds of the study.")] = _D.rounds,
     seed: Annotated[int, _option(_STUDY, "Key of all randomness, noise included; 0 or more.")] = _D.seed,
     epsilon: Annotated[
@@ -109,6 +118,7 @@ def simulate(
         str, _option(_TRAINING, "Learning rate over the rounds: constant, or cosine to a tenth.")
     ] = _D.schedule,
     augmentation: Annotated[str, _option(_TRAINING, "none, shift or affine.")] = _D.augmentation,
+    trained: Annotated[str, _option(_TRAINING, "all, or head: the last layer alone.")] = _D.trained,
     views: Annotated[
         int, _option(_TRAINING, "Augmented views of an image, averaged before the clip.")
     ] = _D.views,
@@ -156,6 +166,13 @@ def simulate(
     decision: Annotated[
         str, _option(_PUBLIC, "balanced (threshold 0), or calibrated (thresholds from the reference data).")
     ] = _D.decision,
+    public: Annotated[
+        str,
+        _option(_PUBLIC, "Public images of the distilled recipe: a data set, or auto (MedNIST, if at hand)."),
+    ] = _D.public,
+    start: Annotated[
+        str | None, _option(_PUBLIC, "The file of a public start that was made before; else it is made anew.")
+    ] = None,
     teacher: Annotated[
         str, _option(_PUBLIC, "none, or reference: a teacher trained on the reference data, then distilled.")
     ] = _D.teacher,
@@ -229,15 +246,29 @@ def simulate(
     if resume:
         simulation = reopen(out)
     else:
-        options = Options(**{field.name: given[field.name] for field in fields(Options)})
+        options = _options(given)
         console.print("Preparing data, hospitals and noise ...")
-        simulation = prepare(options, out, trust)
+        simulation = prepare(options, out, trust, console.print)
     console.print(printable(f"{simulation.dataset.name}: {simulation.dataset.source}"))
     finished = _run(simulation, out, console)
     if as_json:
         sys.stdout.write(json.dumps(finished.metrics, indent=1, allow_nan=False) + "\n")
     else:
         typer.echo("\n".join(_summary(finished.metrics, out, finished.bundle)))
+
+
+def _options(given: dict[str, Any]) -> Options:
+    """What was typed, then what the recipe says, then the defaults."""
+    values = {field.name: given[field.name] for field in fields(Options) if field.name in given}
+    typed = _typed()
+    recipe = RECIPES.get(given["recipe"], {})  # an unknown one is refused by `Options`
+    return Options(**values | {name: value for name, value in recipe.items() if name not in typed})
+
+
+def _typed() -> set[str]:
+    context = click.get_current_context()
+    source = click.core.ParameterSource.COMMANDLINE
+    return {name for name in context.params if context.get_parameter_source(name) == source}
 
 
 def _check_given(resume: bool) -> None:
@@ -247,9 +278,7 @@ def _check_given(resume: bool) -> None:
         SettingRefused: settings beside --resume, which keeps the run's own, or an option whose partner is
             missing.
     """
-    context = click.get_current_context()
-    source = click.core.ParameterSource.COMMANDLINE
-    given = {name for name in context.params if context.get_parameter_source(name) == source}
+    context, given = click.get_current_context(), _typed()
     if resume:
         if extra := sorted(given - {"resume", "out", "as_json"}):
             flags = ", ".join(map(_flag, extra))

@@ -20,10 +20,11 @@ from fedward.common.config import (
 )
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import SettingRefused, UnknownName
-from fedward.common.models import STUDENTS
-from fedward.server.planning import HIGHEST_PLANNED, with_planned_noise
+from fedward.common.models import STUDENTS, TRAINED
+from fedward.server.planning import planned_learning_rate, with_planned_noise
 from fedward.server.reference import class_prior
 from fedward.simulations.partitions import partition
+from fedward.simulations.recipes import FROM_SCRATCH, RECIPES
 
 ENGINES = ("inproc", "ray")
 TEACHERS = ("none", "reference")
@@ -31,6 +32,8 @@ PRIORS = ("reference", "none")
 DECISIONS = ("balanced", "calibrated")
 _KNOWN = {
     "student": STUDENTS,
+    "recipe": tuple(RECIPES),
+    "trained": TRAINED,
     "engine": ENGINES,
     "teacher": TEACHERS,
     "prior": PRIORS,
@@ -52,7 +55,11 @@ _OPTION_OF = {
 
 @dataclass(frozen=True)
 class Options:
-    """The command's options; the defaults are the recipe that README's figures come from."""
+    """The command's options; the defaults are the recipe `from-scratch`.
+
+    Attributes, of those that are not the command's own words:
+        recipe_note: why another recipe than the wanted one is used; empty where the wanted one is.
+    """
 
     dataset: str = "auto"
     hospitals: int = 8
@@ -92,6 +99,11 @@ class Options:
     quorum: int | None = None
     round_timeout: float = 3600.0
     compare: bool = False
+    recipe: str = FROM_SCRATCH
+    public: str = "auto"
+    start: str | None = None
+    trained: str = "all"
+    recipe_note: str = ""
 
     def __post_init__(self) -> None:
         """Check all that can be checked before a data set is read.
@@ -145,6 +157,8 @@ class Options:
             raise SettingRefused("--ewc-fisher needs --ewc-lambda: it is the Fisher that EWC pulls with.")
         if self.ewc_fisher is not None and self.ewc_reference is not None:
             raise SettingRefused("--ewc-fisher is a Fisher already: leave out --ewc-reference, or that.")
+        if self.start is not None and self.continue_from is not None:
+            raise SettingRefused("--start and --continue-from both say where to start: leave out one.")
         if self.epsilon is None and self.uplink not in DOWNLINK_CODECS:
             raise SettingRefused(
                 f"--uplink-codec {self.uplink} rounds at a part of the noise: leave out --epsilon none."
@@ -209,7 +223,9 @@ def plan_study(
             survives.
     """
     with _named_as_typed():
-        study = _before_noise(options, _local(options, dataset, reference), dataset, hospitals, parent)
+        study = _before_noise(
+            options, local_settings(options, dataset, reference), dataset, hospitals, parent
+        )
     if options.epsilon is None:
         return study
     # Last, since it takes seconds: all else is refused before it.
@@ -229,7 +245,8 @@ def _named_as_typed() -> Iterator[None]:
         raise SettingRefused(f"--{option.replace('_', '-')}: {refusal}") from refusal
 
 
-def _local(options: Options, dataset: ImageDataset, reference: Split | None) -> LocalSettings:
+def local_settings(options: Options, dataset: ImageDataset, reference: Split | None) -> LocalSettings:
+    """What every hospital of the study agrees to, but for the noise, which is planned later."""
     return LocalSettings(
         student=options.student,
         channels=dataset.train.images.shape[3],
@@ -252,6 +269,7 @@ def _local(options: Options, dataset: ImageDataset, reference: Split | None) -> 
         distillation_temperature=options.distillation_temperature,
         metric_noise_multiplier=options.private_metrics,
         fisher_noise_multiplier=options.private_fisher,
+        trained=options.trained,
     )
 
 
@@ -266,13 +284,15 @@ def _before_noise(
         EnrolledHospital(f"hospital-{index + 1:02d}", declared_count(len(records.images)))
         for index, records in enumerate(hospitals)
     )
+    planned = planned_learning_rate(local, enrolled)
+    rate = planned if options.learning_rate is None else options.learning_rate
     return Study(
         name=f"{dataset.name}-{options.student}-seed{options.seed}",
         dataset=dataset.name,
         local=local,
         hospitals=enrolled,
         target_epsilon=options.epsilon,
-        learning_rate=HIGHEST_PLANNED if options.learning_rate is None else options.learning_rate,
+        learning_rate=rate,
         schedule=options.schedule,
         server_learning_rate=options.server_learning_rate,
         server_momentum=options.server_momentum,

@@ -1,5 +1,6 @@
 """Before the first round: data found, the study planned, and only then the run's folder made, whole."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from fedward.server.study_folder import StudyFolder
 from fedward.server.teacher import train_plainly
 from fedward.simulations.options import Options, plan_study
 from fedward.simulations.partitions import make_hospitals
+from fedward.simulations.public_starts import settle
 from fedward.simulations.run_folder import Start, check_free, read_start, write_run
 from fedward.simulations.sources import find_dataset
 
@@ -45,8 +47,13 @@ class Simulation:
         return _hospitals(self.options, self.dataset)
 
 
-def prepare(options: Options, out: Path, trust: Path | None) -> Simulation:
+def prepare(
+    options: Options, out: Path, trust: Path | None, tell: Callable[[str], None] = lambda sentence: None
+) -> Simulation:
     """Make the run's folder.
+
+    Args:
+        tell: takes a sentence about the progress of a public start, and why there is none.
 
     Raises:
         Refusal: data, settings or the release to continue from are refused, or the folder is in use or
@@ -54,16 +61,19 @@ def prepare(options: Options, out: Path, trust: Path | None) -> Simulation:
     """
     check_free(out)
     dataset = find_dataset(options.dataset)
-    reference = _reference(options, dataset)
+    reference = reference_records(options, dataset)
+    options, start = settle(options, dataset, reference, tell)
     hospitals = _hospitals(options, dataset)
     parent = (
         None if options.continue_from is None else read_bundle(Path(options.continue_from), load_trust(trust))
     )
     known = None if parent is None else (release_digest(parent.manifest), parent.manifest["version"])
     study = plan_study(options, dataset, hospitals, reference, known)
-    local, start = _start(options, study.local, reference, parent)
+    local, released = _start(options, study.local, reference, parent)
     study = replace(study, local=local)
-    fixed = _fixed(options, study, reference, start)
+    fixed = _fixed(options, study, reference, released)
+    if start is not None:
+        fixed[START] = start
     write_run(out, Start.of(options, dataset, study, reference), study, hospitals, reference, fixed)
     return Simulation(options, dataset, StudyFolder(out), reference)
 
@@ -85,7 +95,7 @@ def _hospitals(options: Options, dataset: ImageDataset) -> list[Split]:
     return make_hospitals(dataset.train, options.partition, options.hospitals, options.seed)
 
 
-def _reference(options: Options, dataset: ImageDataset) -> Split | None:
+def reference_records(options: Options, dataset: ImageDataset) -> Split | None:
     """Public records: ``val`` (the data set's own validation split), ``none``, or another data set's."""
     if options.reference == "none":
         return None

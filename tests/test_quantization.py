@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedward.common.models import PRECISIONS
 from fedward.common.quantization import (
     QUANTIZERS,
+    behind,
     dequantize,
     each_precision,
     fake_quantize,
@@ -82,6 +83,13 @@ def test_each_weight_has_its_own_precision_and_the_rest_stays() -> None:
     load_latents(model, latents, ("ternary", "int4"))
     expected = [fake_quantize(latents[0], "ternary"), latents[1], fake_quantize(latents[2], "int4")]
     assert all(torch.equal(p, e) for p, e in zip(model.parameters(), expected, strict=True))
+
+
+def test_what_comes_behind_a_body_has_the_precisions_that_are_left() -> None:
+    body = [torch.randn(4, 3), torch.randn(4)]
+    assert behind("int8", body) == "int8"
+    assert behind(("ternary", "int4", "int8"), body) == ("int4", "int8")
+    assert behind(("ternary",), []) == ("ternary",)
 
 
 @pytest.mark.parametrize("precision", [(), ("int8",), ("int8", "int8", "int8")])

@@ -20,6 +20,7 @@ from fedward.common.config import EnrolledHospital, LocalSettings, Study
 from fedward.common.errors import OutputRefused, QuorumMissed, RequestRefused
 from fedward.common.files import canonical_json
 from fedward.common.messages import CONFIG, LATENTS, UPDATE, TrainReply, TrainRequest, refusal_reply
+from fedward.common.models import frozen_count
 from fedward.common.rounding import uplink_step
 from fedward.server.checkpoint import Progress
 from fedward.server.strategy import FedwardAvg, released_latents
@@ -498,3 +499,30 @@ def test_one_bad_coded_update_is_lost_by_name_and_the_others_count(coded: Study,
     assert [lost.hospital for lost in strategy.lost] == ["hospital-0"]
     assert words in strategy.lost[0].message
     assert strategy.replies == 2
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_study_of_the_head_moves_the_head_alone(
+    make_study: Callable[..., Study], make_local: Callable[..., LocalSettings], count: int
+) -> None:
+    local = make_local(trained="head")
+    frozen = frozen_count(local.spec, "head")
+    strategy = _strategy(make_study(local, WEIGHTS), frozen + count)
+    _open(strategy)
+    updates = [_update(node, count) for node in range(3)]
+    strategy.aggregate_train(1, [_reply(node, update=encode(updates[node], "fp32")) for node in range(3)])
+    after = strategy.progress.latents
+    assert not after[:frozen].any()
+    assert np.allclose(after[frozen:], np.average(updates, axis=0, weights=WEIGHTS), atol=1e-6)
+
+
+def test_an_update_of_the_whole_student_is_refused_in_a_study_of_the_head(
+    make_study: Callable[..., Study], make_local: Callable[..., LocalSettings]
+) -> None:
+    local = make_local(trained="head")
+    study, count = make_study(local, WEIGHTS), frozen_count(local.spec, "head") + 5
+    strategy = _strategy(study, count)
+    _open(strategy)
+    whole = [_reply(node, update=encode(_update(node, count), "fp32")) for node in range(3)]
+    with pytest.raises(QuorumMissed, match="5 are expected"):
+        strategy.aggregate_train(1, whole)

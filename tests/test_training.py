@@ -22,7 +22,7 @@ from fedward.client.training import LocalRound, UnitGradients, train
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import Split
 from fedward.common.images import augment, to_tensor
-from fedward.common.models import SMALLEST, build_student, flatten, initialise, unflatten
+from fedward.common.models import SMALLEST, build_student, flatten, frozen_count, initialise, unflatten
 from fedward.common.quantization import fake_quantize
 from fedward.common.randomness import KeyedGenerator
 
@@ -405,3 +405,13 @@ def test_a_model_made_to_overflow_on_a_chosen_record_does_not_tell_whether_it_is
     _, recorder = real_gradients(hostile, target)
     assert not all(gradient.isfinite().all() for gradient in recorder.gradients())
     assert change(hostile, target).isfinite().all()
+
+
+@pytest.mark.parametrize("student", SMALLEST)
+def test_a_study_of_the_head_changes_the_head_alone_and_by_the_head_s_own_gradient(student: str) -> None:
+    # No clip binds and the noise is next to nothing: then it does not matter what else is trained.
+    quiet: dict[str, Any] = {"student": student, "max_grad_norm": 128.0, "noise_multiplier": 1e-9}
+    whole, head = (change(work(study(**quiet, trained=trained)), records(6)) for trained in ("all", "head"))
+    assert 0 < len(head) == len(whole) - frozen_count(study(student=student).spec, "head") < len(whole)
+    assert torch.allclose(whole[-len(head) :], head, atol=1e-3)
+    assert head.abs().max() > 0.02

@@ -42,9 +42,15 @@ class Target:
 
 
 def measured(
-    out: Path, keys: Iterable[Row], measure: Callable[[Row], Row], say: Callable[[str], None]
+    out: Path,
+    keys: Iterable[Row],
+    measure: Callable[[Row], Row],
+    say: Callable[[str], None],
+    is_kept: Callable[[Row], bool] = lambda _: True,
 ) -> list[Row]:
     """A row for each key, from ``OUT/rows.jsonl`` where it is there already, else measured and appended.
+
+    A row that is not kept is returned but not written, so that the next run measures its key again.
 
     Raises:
         CheckpointRefused: the file of rows is damaged before its last line.
@@ -58,7 +64,8 @@ def measured(
         if name not in known:
             say(f"measuring {name.decode()}")
             known[name] = {"key": key, **measure(key)}
-            _append(path, known[name])
+            if is_kept(known[name]):
+                _append(path, known[name])
         rows.append(known[name])
     return rows
 

@@ -1,0 +1,164 @@
+"""Recipes by name: what they set, what a person set comes first, and where distilling gives way."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedward.common.codec import Vector
+from fedward.common.config import LocalSettings
+from fedward.common.errors import StartRefused
+from fedward.common.models import build_student, frozen_count, parameter_count
+from fedward.server.checkpoint import load_checkpoint
+from fedward.server.start_file import save_start
+from fedward.server.study_folder import StudyFolder
+from fedward.simulations import public_starts
+from fedward.simulations.options import Options, local_settings
+from fedward.simulations.prepare import prepare, reference_records
+from fedward.simulations.public_starts import settle
+from fedward.simulations.recipes import DISTILLED, FROM_SCRATCH, RECIPES, sample_rate
+from fedward.simulations.simulate import run
+from fedward.simulations.sources import find_dataset
+
+DATA, COLOUR = "phantom:train=60,val=60,test=40", "phantom-colour:train=60,val=60,test=40"
+Command = Callable[..., Any]
+
+
+def options(**changes: Any) -> Options:
+    values: dict[str, Any] = {
+        "dataset": DATA,
+        "public": "phantom:seed=3,train=40,val=30,test=10",
+        "hospitals": 2,
+    }
+    return Options(**RECIPES[DISTILLED] | values | changes, recipe=DISTILLED)
+
+
+def settled(asked: Options) -> tuple[Options, Vector | None, list[str]]:
+    dataset = find_dataset(asked.dataset)
+    said: list[str] = []
+    return *settle(asked, dataset, reference_records(asked, dataset), said.append), said
+
+
+def start_of(asked: Options, value: float = 0.0) -> Vector:
+    dataset = find_dataset(asked.dataset)
+    local = local_settings(asked, dataset, reference_records(asked, dataset))
+    return np.full(parameter_count(build_student(local.spec)), value, np.float32)
+
+
+@pytest.fixture
+def never_distil(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        pytest.fail("a public start was made")
+
+    monkeypatch.setattr(public_starts, "public_start", never)
+    monkeypatch.setattr(public_starts, "public_images", never)
+
+
+@pytest.mark.usefixtures("never_distil")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dataset": COLOUR}, "grey"),
+        ({"public": "/nowhere/x.npz"}, "no public images"),
+        ({"reference": "none", "prior": "none"}, "reference records"),
+        ({"dataset": "phantom:train=60,val=12,test=40"}, "at least 20"),
+    ],
+)
+def test_where_there_are_no_public_images_of_the_kind_it_says_so_and_trains_from_scratch(
+    changes: dict[str, Any], words: str
+) -> None:
+    used, start, said = settled(options(**changes))
+    assert start is None
+    assert words in used.recipe_note
+    assert used.recipe_note in said[-1]
+    plain = Options(**{"dataset": DATA, "hospitals": 2, "public": used.public} | changes)
+    assert dataclasses.replace(used, recipe_note="") == plain
+
+
+def test_a_start_worse_than_without_public_images_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(public_starts, "made", lambda asked, *_: (start_of(asked), ""))
+    monkeypatch.setattr(public_starts, "_correct", lambda local, *_: 0.6 if local.trained == "head" else 0.9)
+    monkeypatch.setattr(public_starts, "_PLAIN_STEPS", 1)
+    used, start, _ = settled(options())
+    assert start is None
+    assert used.recipe == FROM_SCRATCH
+    assert "60.0%" in used.recipe_note
+    assert "90.0%" in used.recipe_note
+
+
+def test_a_start_as_good_as_chance_allows_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(public_starts, "made", lambda asked, *_: (start_of(asked), ""))
+    monkeypatch.setattr(public_starts, "_correct", lambda local, *_: 0.85 if local.trained == "head" else 0.9)
+    monkeypatch.setattr(public_starts, "_PLAIN_STEPS", 1)
+    used, start, said = settled(options())
+    assert start is not None
+    assert used.recipe == DISTILLED
+    assert not said
+
+
+@pytest.mark.usefixtures("never_distil")
+def test_a_run_from_a_start_in_a_file_trains_its_head_alone(tmp_path: Path) -> None:
+    asked = options(rounds=2, averaged_rounds=1, start=str(tmp_path / "start.npz"), views=2)
+    dataset = find_dataset(asked.dataset)
+    local = local_settings(asked, dataset, reference_records(asked, dataset))
+    start = np.random.default_rng(0).normal(size=parameter_count(build_student(local.spec)))
+    save_start(tmp_path / "start.npz", local, start.astype(np.float32), "noise")
+    simulation = prepare(asked, tmp_path / "run", None)
+    metrics = run(simulation, Console(quiet=True)).metrics
+    folder = StudyFolder(tmp_path / "run")
+    after = load_checkpoint(folder.checkpoint, folder.study()).latents
+    frozen = frozen_count(local.spec, "head")
+    assert np.array_equal(after[:frozen], start[:frozen].astype(np.float32))
+    assert not np.array_equal(after[frozen:], start[frozen:].astype(np.float32))
+    uplink = sum(row["uplink_bytes"] for row in metrics["rounds"])
+    assert uplink < 2 * 2 * 2000  # two rounds, two hospitals: the head, and a header
+
+
+def test_a_start_of_another_student_is_refused(tmp_path: Path) -> None:
+    asked = options(start=str(tmp_path / "start.npz"))
+    dataset = find_dataset(asked.dataset)
+    local = local_settings(asked, dataset, reference_records(asked, dataset))
+    save_start(tmp_path / "start.npz", local, start_of(asked), "zeros")
+    with pytest.raises(StartRefused, match="ternary-embed"):
+        settled(dataclasses.replace(asked, student="int8-embed"))
+
+
+def test_large_federations_look_at_as_many_images_a_step_and_small_ones_at_all() -> None:
+    assert sample_rate(4708) == 1.0
+    assert sample_rate(40_000) == 0.25
+    assert sample_rate(0) == 1.0
+    big = dataclasses.replace(options(), sample_rate=0.5)
+    assert settled(dataclasses.replace(big, dataset=COLOUR))[0].sample_rate == 0.5  # one's own is kept
+
+
+@pytest.mark.usefixtures("never_distil")
+def test_what_is_typed_comes_before_the_recipe(
+    fedward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Options] = []
+
+    def record(asked: Options, *_: object) -> None:
+        seen.append(asked)
+        raise StartRefused("That is enough.")
+
+    monkeypatch.setattr("fedward.simulations.commands.prepare", record)
+    done = fedward("simulate", "--recipe", "distilled", "--rounds", 3, "--out", tmp_path / "run")
+    assert done.code == 1
+    (asked,) = seen
+    assert asked.rounds == 3
+    assert {name: getattr(asked, name) for name in RECIPES[DISTILLED]} == {**RECIPES[DISTILLED], "rounds": 3}
+
+
+def test_an_unknown_recipe_is_refused_with_those_that_exist(fedward: Command, tmp_path: Path) -> None:
+    done = fedward("simulate", "--recipe", "magic", "--out", tmp_path / "run")
+    assert done.code == 1
+    assert "from-scratch, distilled" in done.err
+
+
+def test_the_head_and_ewc_do_not_go_together(make_local: Callable[..., LocalSettings]) -> None:
+    with pytest.raises(Exception, match="ewc_lambda"):
+        make_local(trained="head", ewc_lambda=0.5)
