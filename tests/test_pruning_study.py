@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedward.common.config import LocalSettings
 from fedward.common.datasets import ImageDataset
 from fedward.simulations.studies import pruning
 from fedward.simulations.studies.rows import Row
@@ -55,6 +54,14 @@ def test_a_student_is_trained_once_for_all_shares(
     assert len(calls) == 3
 
 
+def test_an_int8_students_fewer_bits_are_a_case_of_their_own() -> None:
+    assert [len(pruning._cases(student)) for student in ("fp32-cnn", "int8-cnn", "ternary-cnn")] == [3, 4, 3]
+    few = row(0.5, 0, 0.1, 1.0)
+    few["key"]["of_bytes"] = 0.4
+    assert [one["of_bytes"] for one in pruning.summary([*ROWS, few])] == [1.0, 1.0, 0.4]
+    assert pruning.targets([*ROWS, few]) == pruning.targets(ROWS)
+
+
 def test_a_row_of_phantoms_is_whole(
     tmp_path: Path, phantom: ImageDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,4 +72,7 @@ def test_a_row_of_phantoms_is_whole(
     assert sum(found["widths"]) == 80
     assert found["channels"] == 0.5
     assert set(found) >= {*pruning._FIGURES, *pruning._COSTS}
-    assert isinstance(pruning._settings(phantom, "ternary-cnn"), LocalSettings)
+    assert found["bits"] is None
+    few = pruning.measure_row({**KEY, "share": 0.5, "of_bytes": 0.6, "student": "int8-cnn"}, tmp_path)
+    assert set(few["bits"]) <= {2, 4, 8}
+    assert few["bits"] != [8] * 4

@@ -1,10 +1,11 @@
-"""What a convolutional student loses and gains without 30 and 50% of its channels.
+"""What a convolutional student loses and gains without 30 and 50% of its channels, and with fewer bits.
 
     python -m fedward.simulations.studies.pruning --json [--student NAME ...] [--seeds 3] [--out FOLDER]
 
 PneumoniaMNIST as public data: the student is trained on the training split without privacy, in one place,
 pruned by what half of the validation split says of its layers, and tuned with what is left; the student that
-keeps all of its channels is tuned as long. Nothing is chosen by the test split, which is read once a row.
+keeps all of its channels is tuned as long. An int8 student is tuned once more with `OF_BYTES` of the pruned
+one's bytes, by 8, 4 or 2 bits for each weight. Nothing is chosen by the test split, which is read once a row.
 Latency is of one picture on one thread: medians of thread CPU time, the pruned graph and the whole student's
 fp32 graph taking turns, so that another process on the machine slows both or none. At 28 pixels much of it is
 spent between operators, whatever their channels; so the same weights are timed at 224 pixels, too.
@@ -27,7 +28,7 @@ from fedward.common.datasets import ImageDataset
 from fedward.common.files import write_atomically
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.export import INPUT, to_onnx
-from fedward.server.mixed_precision import model_bytes
+from fedward.server.mixed_precision import model_bytes, with_bits_within
 from fedward.server.pruning import pruned, whole_widths
 from fedward.server.reference import halve, measure
 from fedward.server.release import onnx_session
@@ -36,8 +37,9 @@ from fedward.simulations.options import Options, plan_study
 from fedward.simulations.sources import find_dataset
 from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
 
-STUDENTS = ("fp32-mobile", "ternary-mobile")
+STUDENTS = ("fp32-mobile", "ternary-mobile", "int8-mobile")
 SHARES = (0.0, 0.3, 0.5)
+OF_BYTES = 0.5  # that an int8 student without the largest share may keep, by fewer bits for some weights
 FASTER, MOST_LOST = 2.0, 0.005  # at the largest share
 _TURNS, _LARGER = 200, 224
 _FIGURES = ("auc", "accuracy", "balanced_accuracy", "val_auc", "speedup", "speedup_224")
@@ -49,7 +51,11 @@ def measure_row(key: Row, base: Path) -> Row:
     dataset = find_dataset("pneumoniamnist")
     whole = _settings(dataset, key["student"])
     start = _trained(whole, dataset, key, base)
-    settings, latents = pruned(whole, start, halve(dataset.val).calibration, key["share"])
+    public = halve(dataset.val).calibration
+    settings, latents = pruned(whole, start, public, key["share"])
+    if "of_bytes" in key:
+        most = int(key["of_bytes"] * model_bytes(settings, latents))
+        settings = with_bits_within(settings, latents, public, most)
     generator = KeyedGenerator.from_seed(key["seed"], "tuning")
     latents = train_plainly(settings, dataset.train, key["tuned"], generator, latents)
     own, others = _latencies([(settings, latents), (whole, start)], settings.height)
@@ -58,6 +64,7 @@ def measure_row(key: Row, base: Path) -> Row:
         **measure(settings, latents, dataset.test),
         "val_auc": measure(settings, latents, halve(dataset.val).evaluation)["auc"],
         "widths": list(whole_widths(settings.spec)),
+        "bits": None if settings.bits is None else list(settings.bits),
         "channels": sum(whole_widths(settings.spec)) / sum(whole_widths(whole.spec)),
         "parameters": len(latents),
         "multiply_adds": multiply_adds(settings.spec),
@@ -102,23 +109,27 @@ def _latencies(students: list[tuple[LocalSettings, Vector]], side: int) -> list[
 
 
 def summary(rows: list[Row]) -> list[Row]:
-    """By student and share: means over the seeds, and standard deviations of the figures."""
+    """By student, share and bits: means over the seeds, and standard deviations of the figures."""
     table = []
-    for student, share in sorted({(row["key"]["student"], row["key"]["share"]) for row in rows}):
-        own = [r for r in rows if (r["key"]["student"], r["key"]["share"]) == (student, share)]
-        names = (*_FIGURES, *_COSTS)
+    for case in dict.fromkeys(map(_case, rows)):
+        own, names = [row for row in rows if _case(row) == case], (*_FIGURES, *_COSTS)
         found: Row = {name: mean(row[name] for row in own) for name in names}
         found |= {f"{name}_sd": stdev([row[name] for row in own]) for name in _FIGURES if len(own) > 1}
-        table.append({"student": student, "share": share, "seeds": len(own), **found})
+        student, share, of_bytes = case
+        table.append({"student": student, "share": share, "of_bytes": of_bytes, "seeds": len(own), **found})
     return table
+
+
+def _case(row: Row) -> tuple[str, float, float]:
+    return row["key"]["student"], row["key"]["share"], row["key"].get("of_bytes", 1.0)
 
 
 def targets(rows: list[Row]) -> list[Target]:
     """Of each student at the largest share: how much faster, and what it loses to the whole one."""
-    means = {(row["student"], row["share"]): row for row in summary(rows)}
+    means = {(row["student"], row["share"], row["of_bytes"]): row for row in summary(rows)}
     found = []
     for student in dict.fromkeys(row["key"]["student"] for row in rows):
-        own, whole = means[student, SHARES[-1]], means[student, SHARES[0]]
+        own, whole = means[student, SHARES[-1], 1.0], means[student, SHARES[0], 1.0]
         name = f"{student} without {SHARES[-1]:.0%}"
         found += [
             Target(f"{name}, times faster", own["speedup"], FASTER, True),
@@ -126,6 +137,12 @@ def targets(rows: list[Row]) -> list[Target]:
             Target(f"{name}, AUC lost", whole["auc"] - own["auc"], MOST_LOST, False),
         ]
     return found
+
+
+def _cases(student: str) -> list[Row]:
+    shares: list[Row] = [{"share": share} for share in SHARES]
+    fewer_bits = {"share": SHARES[-1], "of_bytes": OF_BYTES}
+    return [*shares, fewer_bits] if student.startswith("int8-") else shares
 
 
 def main(
@@ -139,11 +156,11 @@ def main(
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """Train, prune, tune and measure, or finish doing so."""
-    keys = [
-        {"student": name, "share": share, "seed": seed, "steps": steps, "tuned": tuned}
+    keys: list[Row] = [
+        {"student": name, "seed": seed, "steps": steps, "tuned": tuned, **case}
         for seed in range(seeds)
         for name in student or STUDENTS
-        for share in SHARES
+        for case in _cases(name)
     ]
     rows = measured(out, keys, lambda key: measure_row(key, out), Console(stderr=True).print)
     raise typer.Exit(conclude("pruning", rows, targets(rows), as_json, summary=summary(rows)))
