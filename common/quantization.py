@@ -45,22 +45,18 @@ def int8(latent: Tensor) -> Quantized:
     Idempotent to the last bit. An all-zero channel has scale 0; one with NaN or infinity dequantises to NaN
     wherever that stood.
     """
-    scale = (latent.detach().abs().flatten(1).amax(dim=1) / 127.0).to(torch.float32)
-    safe = torch.where(scale > 0, scale, torch.ones_like(scale))
-    codes = torch.round(latent.detach() / _by_channel(safe, latent)).clamp(-127, 127)
-    return Quantized(codes.to(torch.int8), scale)
+    return _symmetric(latent, 127)
 
 
 def int4(latent: Tensor) -> Quantized:
-    """Codes in -7..7; scale a channel's largest magnitude over 7, to 20 bits.
+    """Codes in -7..7; scale a channel's largest magnitude over 7; else like int8."""
+    return _symmetric(latent, 7)
 
-    Idempotent to the last bit: with 20 bits of 24 seven scales are a float32, too, and a seventh of them is
-    the scale again. Zero channels, NaN and infinity as for int8.
-    """
-    mantissa, exponent = torch.frexp((latent.detach().abs().flatten(1).amax(dim=1) / 7.0).to(torch.float32))
-    scale = torch.ldexp(torch.round(mantissa * 2**20) / 2**20, exponent)
+
+def _symmetric(latent: Tensor, largest: int) -> Quantized:
+    scale = (latent.detach().abs().flatten(1).amax(dim=1) / float(largest)).to(torch.float32)
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
-    codes = torch.round(latent.detach() / _by_channel(safe, latent)).clamp(-7, 7)
+    codes = torch.round(latent.detach() / _by_channel(safe, latent)).clamp(-largest, largest)
     return Quantized(codes.to(torch.int8), scale)
 
 
