@@ -1,5 +1,6 @@
 """`fedward coordinator plan`: a new study's folder."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated
@@ -7,11 +8,14 @@ from typing import Annotated
 import typer
 
 from fedward.common.datasets import read_npz
+from fedward.common.errors import UnknownName
 from fedward.common.files import config_folder
 from fedward.common.printing import printable, unmistakable
 from fedward.common.roles import COORDINATOR, require_role
+from fedward.common.typed import typed_names
 from fedward.server.coordinator import Coordinator
 from fedward.server.planning import Plan, plan_deployed
+from fedward.server.recipes import RECIPES
 
 _RECIPE = Plan("")
 
@@ -23,6 +27,12 @@ def plan(
     ],
     name: Annotated[str | None, typer.Option(help="The study's name; by default the folder's.")] = None,
     site: Annotated[list[str] | None, typer.Option(help="A site that takes part; by default all do.")] = None,
+    recipe: Annotated[
+        str, typer.Option(help="from-scratch, or distilled: a body from public images, a private head.")
+    ] = _RECIPE.recipe,
+    public: Annotated[
+        Path | None, typer.Option(help="Public images to distil on, an npz in MedMNIST's layout.")
+    ] = None,
     student: Annotated[str, typer.Option(help="The model.")] = _RECIPE.student,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds.")] = _RECIPE.rounds,
     epsilon: Annotated[float, typer.Option(help="What the study may cost each site.")] = _RECIPE.epsilon,
@@ -58,12 +68,29 @@ def plan(
         round_timeout=round_timeout,
         uplink_codec=uplink_codec,
     )
-    made = plan_deployed(asked, coordinator, read_npz(reference), study)
+    asked = _with_recipe(asked, recipe)
+    images = None if public is None else read_npz(public)
+    made = plan_deployed(asked, coordinator, read_npz(reference), study, images, _tell)
     sites, noise = [one.name for one in made.hospitals], made.local.noise_multiplier
     if as_json:
         told = {"schema": 1, "study": made.name, "folder": str(study), "noise_multiplier": noise}
         typer.echo(json.dumps({**told, "sites": sites, "quorum": made.quorum}))
         return
     typer.echo(printable(f"Study {unmistakable(made.name)} of {len(sites)} sites, quorum {made.quorum}:"))
-    typer.echo(f"{rounds} rounds with a noise multiplier of {noise:g} cost each at most epsilon {epsilon:g}.")
+    typer.echo(
+        f"{made.rounds} rounds with a noise multiplier of {noise:g} cost each at most epsilon {epsilon:g}."
+    )
     typer.echo(printable(f"Start it with `fedward coordinator start {study}`."))
+
+
+def _with_recipe(plan: Plan, name: str) -> Plan:
+    """What was typed, then what the recipe says, then the defaults."""
+    if name not in RECIPES:
+        raise UnknownName(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.")
+    typed = typed_names()
+    own = {key: value for key, value in RECIPES[name].items() if key not in typed}
+    return dataclasses.replace(plan, **own, recipe=name)
+
+
+def _tell(sentence: str) -> None:
+    typer.echo(printable(sentence), err=True)

@@ -2,23 +2,28 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from scipy.special import ndtri
 
+from fedward.common.codec import Vector
 from fedward.common.config import MOST_NOISE, EnrolledHospital, LocalSettings, Study
 from fedward.common.datasets import ImageDataset
 from fedward.common.errors import SettingRefused
 from fedward.common.measurement import measurements
 from fedward.common.models import build_student, frozen_count, parameter_count
 from fedward.common.privacy import noise_multiplier
+from fedward.common.randomness import KeyedGenerator
 from fedward.common.rounding import noise_deviation
 from fedward.server.coordinator import Coordinator
+from fedward.server.distilling import start_or_reason
+from fedward.server.recipes import DISTILLED, FROM_SCRATCH, back_to_scratch, sample_rate
 from fedward.server.reference import class_prior, halve
 from fedward.server.shelf import published
 from fedward.server.sites import Site, Sites
-from fedward.server.study_folder import StudyFolder
+from fedward.server.study_folder import START, StudyFolder
 
 HIGHEST_PLANNED = 2.0  # learning rate
 _HIGHEST_OF_HEAD = 8.0  # with a server momentum of .9 behind it
@@ -34,6 +39,7 @@ class Plan:
         sites: names or ids of those that take part; empty for all that are enrolled and not revoked.
         quorum: fewest usable replies that close a round; None for half of the sites.
         uplink_codec: of `fedward.common.codec.CODECS`.
+        recipe: of `fedward.server.recipes.RECIPES`; what it sets stands in the fields behind it, and above.
     """
 
     name: str
@@ -47,24 +53,42 @@ class Plan:
     quorum: int | None = None
     round_timeout: float = 3600.0
     uplink_codec: str = "int8"
+    recipe: str = FROM_SCRATCH
+    trained: str = "all"
+    max_grad_norm: float = 1.0
+    views: int = 1
+    schedule: str = "cosine"
+    server_momentum: float = 0.0
+    averaged_rounds: int = 20
 
 
-def plan_deployed(plan: Plan, coordinator: Coordinator, dataset: ImageDataset, path: Path) -> Study:
+def plan_deployed(
+    plan: Plan,
+    coordinator: Coordinator,
+    dataset: ImageDataset,
+    path: Path,
+    public: ImageDataset | None = None,
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> Study:
     """Write a study's folder for a federation's sites and return the study.
 
     Args:
         dataset: public, of the task's kind: it gives classes, pictures' size and, by its validation split,
             the reference records that calibrate and measure the release.
+        public: images to distil on, of the task's kind; for the distilled recipe.
+        tell: takes a sentence about the progress of a public start, and why there is none.
 
     Raises:
         SettingRefused: a setting is out of range, a target that no noise reaches, or no site is there.
         EnrolmentRefused: a site is not enrolled.
         DatasetRefused: fewer than two reference records.
         OutputRefused: the folder holds a study already, or cannot be written.
+        TeacherRefused: the public teacher is not installed, or is another.
     """
     halve(dataset.val)  # refuses what the rounds would refuse
     sites = _chosen(plan, Sites(coordinator.folder))
     enrolled = tuple(EnrolledHospital(site.name, site.num_examples) for site in sites)
+    plan, start = _settled(plan, enrolled, dataset, public, tell)
     earlier = [one.version for one in published(coordinator) if one.study == plan.name]
     study = Study(
         name=plan.name,
@@ -73,10 +97,10 @@ def plan_deployed(plan: Plan, coordinator: Coordinator, dataset: ImageDataset, p
         hospitals=enrolled,
         target_epsilon=plan.epsilon,
         learning_rate=HIGHEST_PLANNED,
-        schedule="cosine",
+        schedule=plan.schedule,
         server_learning_rate=1.0,
-        server_momentum=0.0,
-        averaged_rounds=20,
+        server_momentum=plan.server_momentum,
+        averaged_rounds=plan.averaged_rounds,
         uplink_codec=plan.uplink_codec,
         downlink_codec="int8",
         quorum=math.ceil(len(enrolled) / 2) if plan.quorum is None else plan.quorum,
@@ -87,8 +111,30 @@ def plan_deployed(plan: Plan, coordinator: Coordinator, dataset: ImageDataset, p
         version=max(earlier, default=0) + 1,
     )
     study = with_planned_noise(study, plan.epsilon)
-    StudyFolder(path).create(study, dataset.val)
+    StudyFolder(path).create(study, dataset.val, {} if start is None else {START: start})
     return study
+
+
+def _settled(
+    plan: Plan,
+    sites: tuple[EnrolledHospital, ...],
+    dataset: ImageDataset,
+    public: ImageDataset | None,
+    tell: Callable[[str], None],
+) -> tuple[Plan, Vector | None]:
+    """The plan as it is carried out, and the study's public start where it has one."""
+    if plan.recipe != DISTILLED:
+        return plan, None
+    if public is None:
+        raise SettingRefused("The distilled recipe needs public images: name an npz of them with --public.")
+    images = sum(site.num_examples for site in sites)
+    sampled = dataclasses.replace(plan, sample_rate=min(plan.sample_rate, sample_rate(images)))
+    generator = KeyedGenerator.from_system()
+    start, why = start_or_reason(_local(sampled, dataset), public, dataset.val, generator, tell)
+    if start is not None:
+        return sampled, start
+    tell(f"Training from scratch instead: {why}")
+    return back_to_scratch(plan, Plan(plan.name)), None
 
 
 def with_planned_noise(study: Study, epsilon: float, learning_rate: float | None = None) -> Study:
@@ -171,12 +217,13 @@ def _local(plan: Plan, dataset: ImageDataset) -> LocalSettings:
         local_steps=plan.local_steps,
         rounds=plan.rounds,
         noise_multiplier=1.0,
-        max_grad_norm=1.0,
+        max_grad_norm=plan.max_grad_norm,
         target_delta=plan.delta,
-        views=1,
+        views=plan.views,
         augmentation="affine",
         class_prior=class_prior(dataset.val, len(dataset.classes)),
         ewc_lambda=0.0,
         distillation_alpha=0.0,
         distillation_temperature=2.0,
+        trained=plan.trained,
     )

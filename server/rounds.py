@@ -30,10 +30,9 @@ from fedward.server.reference import halve, measure
 from fedward.server.roster import Roster, enrol
 from fedward.server.spent import noted_cost
 from fedward.server.strategy import FedwardAvg, released_latents
-from fedward.server.study_folder import StudyFolder
+from fedward.server.study_folder import START, StudyFolder
 
 _ENROLMENT_SECONDS = 120.0
-START = "start"
 
 
 def run_rounds(grid: Grid, folder: StudyFolder, coordinator: Path | None = None) -> Vector:

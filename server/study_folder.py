@@ -9,21 +9,24 @@ teacher, where the study has them), ``checkpoint.bin``, ``progress.jsonl`` (for 
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from fedward.common.codec import Vector
 from fedward.common.config import Study
 from fedward.common.datasets import Split, read_split, save_npz
 from fedward.common.errors import CheckpointRefused, OutputRefused, SettingRefused
 from fedward.common.files import canonical_json, make_folder, read_bounded, refused_output, write_atomically
 from fedward.common.instants import spelled, utc_now
 from fedward.common.locks import only_holder
+from fedward.common.npz_files import archive_bytes
 
 _LIMIT = 64 << 20
+START = "start"  # of the fixed vectors: what the first round starts from
 PUBLISHED = "published.json"  # once the release stands in the coordinator's index
 PROGRESS, _LOCK = "progress.jsonl", "study.lock"
 _LOCK_SECONDS = 2.0  # a coordinator that is just ending may still be there
@@ -65,8 +68,10 @@ class StudyFolder:
         """The private Fisher's diagonal, float32, as a numpy file: for a later study's EWC."""
         return self.path / "fisher.npy"
 
-    def create(self, study: Study, reference: Split | None) -> None:
-        """Write the study's settings and public reference records.
+    def create(
+        self, study: Study, reference: Split | None, fixed: Mapping[str, Vector] | None = None
+    ) -> None:
+        """Write the study's settings, public reference records and fixed vectors.
 
         Raises:
             OutputRefused: the folder holds a study already, or cannot be written.
@@ -78,6 +83,8 @@ class StudyFolder:
             )
         if reference is not None:
             save_npz(self.path / "reference.npz", reference)
+        if fixed:
+            write_atomically(self.fixed, archive_bytes(fixed))
         write_atomically(self.path / "study.json", canonical_json(study.to_dict()))
 
     def study(self) -> Study:

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from fedward.common.errors import SettingRefused
 from fedward.common.printing import printable
+from fedward.common.typed import typed_names
+from fedward.server.recipes import RECIPES
 from fedward.simulations.options import Options
 from fedward.simulations.prepare import Simulation, prepare, reopen
-from fedward.simulations.recipes import RECIPES
 from fedward.simulations.simulate import Finished, run
 from fedward.simulations.wording import spent
 
@@ -260,15 +261,9 @@ def simulate(
 def _options(given: dict[str, Any]) -> Options:
     """What was typed, then what the recipe says, then the defaults."""
     values = {field.name: given[field.name] for field in fields(Options) if field.name in given}
-    typed = _typed()
+    typed = typed_names()
     recipe = RECIPES.get(given["recipe"], {})  # an unknown one is refused by `Options`
     return Options(**values | {name: value for name, value in recipe.items() if name not in typed})
-
-
-def _typed() -> set[str]:
-    context = click.get_current_context()
-    source = click.core.ParameterSource.COMMANDLINE
-    return {name for name in context.params if context.get_parameter_source(name) == source}
 
 
 def _check_given(resume: bool) -> None:
@@ -278,7 +273,7 @@ def _check_given(resume: bool) -> None:
         SettingRefused: settings beside --resume, which keeps the run's own, or an option whose partner is
             missing.
     """
-    context, given = click.get_current_context(), _typed()
+    context, given = click.get_current_context(), typed_names()
     if resume:
         if extra := sorted(given - {"resume", "out", "as_json"}):
             flags = ", ".join(map(_flag, extra))

@@ -22,9 +22,9 @@ from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import SettingRefused, UnknownName
 from fedward.common.models import STUDENTS, TRAINED
 from fedward.server.planning import planned_learning_rate, with_planned_noise
+from fedward.server.recipes import FROM_SCRATCH, RECIPES
 from fedward.server.reference import class_prior
 from fedward.simulations.partitions import partition
-from fedward.simulations.recipes import FROM_SCRATCH, RECIPES
 
 ENGINES = ("inproc", "ray")
 TEACHERS = ("none", "reference")

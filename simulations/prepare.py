@@ -20,8 +20,7 @@ from fedward.server.measuring import read_fisher
 from fedward.server.mixed_precision import with_bits_within
 from fedward.server.pruning import pruned
 from fedward.server.reference import EXPLANATION, fisher_diagonal, halve
-from fedward.server.rounds import START
-from fedward.server.study_folder import StudyFolder
+from fedward.server.study_folder import START, StudyFolder
 from fedward.server.teacher import train_plainly
 from fedward.simulations.options import Options, plan_study
 from fedward.simulations.partitions import make_hospitals

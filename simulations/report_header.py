@@ -52,7 +52,21 @@ def _notices(metrics: Mapping[str, Any]) -> list[str]:
         text = "A program drew these images; no patient stands behind them. The figures show that the "
         text += "system works, and nothing about diagnosis."
         notices.insert(0, _notice("SYNTHETIC DATA.", text, " loud"))
-    return notices
+    return [*notices, *_recipe(metrics["study"].get("simulation", {}))]
+
+
+def _recipe(options: Mapping[str, Any]) -> list[str]:
+    """What a public start means, or why there is none."""
+    if note := options.get("recipe_note"):
+        text = f"The distilled recipe was asked for and not used: {note}"
+        return [_notice("Trained from scratch.", text)]
+    if options.get("trained") != "head":
+        return []
+    text = (
+        "The body was trained on public images before any hospital took part, and the hospitals trained the "
+    )
+    text += "head alone. What public data alone reach is among the comparisons, where they were asked for."
+    return [_notice("A public start.", text)]
 
 
 def _notice(headline: str, text: str, kind: str = "") -> str:

@@ -27,7 +27,6 @@ from fedward.common.files import (
     sync_folder,
     write_atomically,
 )
-from fedward.common.npz_files import archive_bytes
 from fedward.server.checkpoint import study_digest
 from fedward.server.study_folder import StudyFolder
 from fedward.simulations.options import Options
@@ -197,9 +196,7 @@ def _write(
         folder = draft / HOSPITALS / str(index)
         classes = len(study.local.classes)
         create_hospital(folder, name, records, options.epsilon, options.delta, options.seed, classes)
-    if fixed:
-        write_atomically(draft / "fixed.npz", archive_bytes(fixed))
-    StudyFolder(draft).create(study, reference)
+    StudyFolder(draft).create(study, reference, fixed)
     write_atomically(draft / OPTIONS, start.to_bytes())
 
 

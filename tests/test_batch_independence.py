@@ -11,7 +11,7 @@ from fedward.client.dp_sgd import KeyedDPOptimizer
 from fedward.client.training import LocalRound, UnitGradients
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import Split
-from fedward.common.models import SMALLEST, build_student, flatten, initialise
+from fedward.common.models import SMALLEST, TRAINED, build_student, flatten, initialise
 from fedward.common.quantization import load_latents
 from fedward.common.randomness import KeyedGenerator
 
@@ -28,13 +28,15 @@ def gradients_of(settings: LocalSettings, records: Split, units: list[int]) -> t
     return torch.cat([torch.cat([part.flatten(1) for part in some], dim=1) for some in parts])[: len(units)]
 
 
+@pytest.mark.parametrize("trained", TRAINED)
 @pytest.mark.parametrize("views", [1, 4])
 @pytest.mark.parametrize("student", SMALLEST)
 def test_a_units_gradient_does_not_depend_on_who_else_was_drawn(
-    student: str, views: int, make_local: Callable[..., LocalSettings]
+    student: str, views: int, trained: str, make_local: Callable[..., LocalSettings]
 ) -> None:
     torch.set_num_threads(1)
-    settings = make_local(student=student, height=28, width=28, views=views, augmentation="none")
+    changes = {"student": student, "views": views, "trained": trained, "augmentation": "none"}
+    settings = make_local(height=28, width=28, **changes)
     rng = np.random.default_rng(0)
     records = Split(rng.integers(0, 256, (40, 28, 28, 1), np.uint8), np.arange(40) % 2)
     size = training.PHYSICAL_ROWS // views

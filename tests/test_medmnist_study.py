@@ -18,10 +18,10 @@ from fedward.common.datasets import save_npz
 from fedward.common.decision import decide
 from fedward.common.errors import DatasetRefused, OutputRefused, SettingRefused, UnknownName
 from fedward.common.medmnist_sets import MEDMNIST_SETS
+from fedward.server.recipes import RECIPES
 from fedward.simulations import sources
 from fedward.simulations.options import Options
 from fedward.simulations.phantoms import make_phantoms
-from fedward.simulations.recipes import RECIPES
 from fedward.simulations.studies import medmnist, medmnist_cells
 from fedward.simulations.studies.medmnist_charts import write_charts
 from fedward.simulations.studies.medmnist_table import (

@@ -4,14 +4,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from fedward.common.config import LocalSettings
 from fedward.common.datasets import ImageDataset, save_npz
 from fedward.common.instants import utc_now
+from fedward.common.models import build_student, parameter_count
 from fedward.common.release_index import Listed
+from fedward.server import planning
 from fedward.server.coordinator import Coordinator
 from fedward.server.enrolment import revoke
 from fedward.server.publishing import site_costs
+from fedward.server.recipes import RECIPES
+from fedward.server.rounds import start_latents
 from fedward.server.shelf import put
 from fedward.server.study_folder import StudyFolder
 
@@ -93,3 +99,58 @@ def test_a_federation_without_sites_plans_nothing(
     make_coordinator(tmp_path / "c")
     asked = ("--reference", tmp_path / "public.npz", "--state", tmp_path / "c")
     assert "enrol" in fedward("coordinator", "plan", tmp_path / "s", *asked).err
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the coordinator's distillation gives instead of minutes of work: {"start": ..., "why": ...}."""
+    given: dict[str, Any] = {"start": None, "why": ""}
+
+    def distilled(local: LocalSettings, *_: object) -> tuple[Any, str]:
+        given["local"] = local
+        if given["why"]:
+            return None, given["why"]
+        return np.full(parameter_count(build_student(local.spec)), 0.5, np.float32), ""
+
+    monkeypatch.setattr(planning, "start_or_reason", distilled)
+    return given
+
+
+def _planned(fedward: Callable[..., Any], office: Coordinator, tmp_path: Path, *arguments: object) -> Any:
+    reference = ("--reference", tmp_path / "public.npz", "--state", office.folder)
+    return fedward("coordinator", "plan", tmp_path / "lungs", *reference, "--recipe", "distilled", *arguments)
+
+
+def test_a_distilled_study_starts_from_public_data_and_trains_the_head(
+    office: Coordinator, tmp_path: Path, fedward: Callable[..., Any], start: dict[str, Any]
+) -> None:
+    public = ("--public", tmp_path / "public.npz")
+    assert _planned(fedward, office, tmp_path, *public, "--rounds", 4).code == 0
+    study = StudyFolder(tmp_path / "lungs").study()
+    own = {**RECIPES["distilled"], "rounds": 4}
+    of_local = {name: own[name] for name in ("student", "trained", "max_grad_norm", "views", "sample_rate")}
+    assert {name: getattr(study.local, name) for name in of_local} == of_local
+    assert (study.rounds, study.server_momentum, study.schedule) == (4, 0.9, "constant")
+    assert np.all(start_latents(StudyFolder(tmp_path / "lungs")) == 0.5)
+    assert start["local"].trained == "head"
+
+
+def test_a_distilled_study_without_a_start_says_why_and_is_planned_from_scratch(
+    office: Coordinator, tmp_path: Path, fedward: Callable[..., Any], start: dict[str, Any]
+) -> None:
+    start["why"] = "the public images are of cats."
+    done = _planned(fedward, office, tmp_path, "--public", tmp_path / "public.npz")
+    assert done.code == 0
+    assert "Training from scratch instead: the public images are of cats." in done.err
+    local = StudyFolder(tmp_path / "lungs").study().local
+    assert (local.student, local.trained, local.rounds) == ("ternary-cnn", "all", 60)
+    assert not StudyFolder(tmp_path / "lungs").fixed.exists()
+
+
+def test_a_distilled_study_needs_public_images_and_a_recipe_that_exists(
+    office: Coordinator, tmp_path: Path, fedward: Callable[..., Any]
+) -> None:
+    assert _planned(fedward, office, tmp_path).err.startswith("SettingRefused: The distilled recipe needs")
+    done = _planned(fedward, office, tmp_path, "--recipe", "magic")
+    assert done.err.startswith("UnknownName: There is no recipe 'magic'; choose one of from-scratch")
+    assert not (tmp_path / "lungs").exists()

@@ -13,14 +13,14 @@ from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
 from fedward.common.errors import StartRefused
 from fedward.common.models import build_student, frozen_count, parameter_count
+from fedward.server import distilling
 from fedward.server.checkpoint import load_checkpoint
+from fedward.server.recipes import DISTILLED, FROM_SCRATCH, RECIPES, sample_rate
 from fedward.server.start_file import save_start
 from fedward.server.study_folder import StudyFolder
-from fedward.simulations import public_starts
 from fedward.simulations.options import Options, local_settings
 from fedward.simulations.prepare import prepare, reference_records
 from fedward.simulations.public_starts import settle
-from fedward.simulations.recipes import DISTILLED, FROM_SCRATCH, RECIPES, sample_rate
 from fedward.simulations.simulate import run
 from fedward.simulations.sources import find_dataset
 
@@ -49,13 +49,19 @@ def start_of(asked: Options, value: float = 0.0) -> Vector:
     return np.full(parameter_count(build_student(local.spec)), value, np.float32)
 
 
+class Unseen:
+    """The teacher has seen nothing yet."""
+
+    key, images = None, None
+
+
 @pytest.fixture
 def never_distil(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         pytest.fail("a public start was made")
 
-    monkeypatch.setattr(public_starts, "public_start", never)
-    monkeypatch.setattr(public_starts, "public_images", never)
+    monkeypatch.setattr(distilling, "public_start", never)
+    monkeypatch.setattr(distilling, "public_images", never)
 
 
 @pytest.mark.usefixtures("never_distil")
@@ -80,9 +86,11 @@ def test_where_there_are_no_public_images_of_the_kind_it_says_so_and_trains_from
 
 
 def test_a_start_worse_than_without_public_images_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(public_starts, "made", lambda asked, *_: (start_of(asked), ""))
-    monkeypatch.setattr(public_starts, "_correct", lambda local, *_: 0.6 if local.trained == "head" else 0.9)
-    monkeypatch.setattr(public_starts, "_PLAIN_STEPS", 1)
+    monkeypatch.setattr(distilling, "public_images", lambda *_: None)
+    monkeypatch.setattr(distilling, "_Shown", Unseen)
+    monkeypatch.setattr(distilling, "public_start", lambda *_, **__: start_of(options()))
+    monkeypatch.setattr(distilling, "_correct", lambda local, *_: 0.6 if local.trained == "head" else 0.9)
+    monkeypatch.setattr(distilling, "_PLAIN_STEPS", 1)
     used, start, _ = settled(options())
     assert start is None
     assert used.recipe == FROM_SCRATCH
@@ -91,9 +99,11 @@ def test_a_start_worse_than_without_public_images_is_left(monkeypatch: pytest.Mo
 
 
 def test_a_start_as_good_as_chance_allows_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(public_starts, "made", lambda asked, *_: (start_of(asked), ""))
-    monkeypatch.setattr(public_starts, "_correct", lambda local, *_: 0.85 if local.trained == "head" else 0.9)
-    monkeypatch.setattr(public_starts, "_PLAIN_STEPS", 1)
+    monkeypatch.setattr(distilling, "public_images", lambda *_: None)
+    monkeypatch.setattr(distilling, "_Shown", Unseen)
+    monkeypatch.setattr(distilling, "public_start", lambda *_, **__: start_of(options()))
+    monkeypatch.setattr(distilling, "_correct", lambda local, *_: 0.85 if local.trained == "head" else 0.9)
+    monkeypatch.setattr(distilling, "_PLAIN_STEPS", 1)
     used, start, said = settled(options())
     assert start is not None
     assert used.recipe == DISTILLED

@@ -18,6 +18,7 @@ from PIL import Image
 
 from fedward.common.errors import OutputRefused
 from fedward.common.metrics import evaluate, macro_auc_standard_error
+from fedward.simulations import report_header
 from fedward.simulations.report import ReportDetails, render_report, write_report
 
 HOSTILE = '<script>alert(\'x\')</script>"onload="y" & \u202egpj.exe\x00 $\\frac{$ \u6f22'
@@ -542,3 +543,17 @@ def test_a_measurement_has_a_section_only_where_there_is_one_and_says_on_what() 
         {**run.metrics, "measurement": {**measurement, "figures": None, "standard_errors": None}}, run.details
     )
     assert "were not asked for" in page
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"trained": "head", "recipe_note": ""}, "A public start."),
+        ({"trained": "all", "recipe_note": "the public images are <b>of cats</b>."}, "&lt;b&gt;of cats"),
+    ],
+)
+def test_the_recipe_that_was_used_is_told(options: dict[str, str], said: str) -> None:
+    told = report_header._recipe(options)
+    assert len(told) == 1
+    assert said in told[0]
+    assert report_header._recipe({"trained": "all", "recipe_note": ""}) == []

@@ -28,10 +28,10 @@ from fedward.common.losses import prior_offset
 from fedward.common.metrics import accuracy
 from fedward.common.models import NETWORKS, PRECISIONS
 from fedward.common.trust import load_trust
+from fedward.server.recipes import FROM_SCRATCH
 from fedward.simulations.evaluation import onnx_logits
 from fedward.simulations.options import Options
 from fedward.simulations.prepare import Simulation, prepare
-from fedward.simulations.recipes import FROM_SCRATCH
 from fedward.simulations.simulate import Finished, run
 from fedward.simulations.sources import find_dataset
 from fedward.simulations.studies.medmnist_cells import (

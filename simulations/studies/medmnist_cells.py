@@ -4,8 +4,8 @@ from typing import Any
 
 from fedward.common.errors import SettingRefused, UnknownName
 from fedward.common.medmnist_sets import MEDMNIST_SETS
+from fedward.server.recipes import FROM_SCRATCH, RECIPES
 from fedward.simulations.options import Options
-from fedward.simulations.recipes import FROM_SCRATCH, RECIPES
 from fedward.simulations.sources import find_dataset
 from fedward.simulations.studies.rows import Row
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from fedward.common.files import write_atomically
 from fedward.common.medmnist_sets import MEDMNIST_SETS
-from fedward.simulations.recipes import FROM_SCRATCH
+from fedward.server.recipes import FROM_SCRATCH
 from fedward.simulations.studies.published import BITMEDVIT, PUBLISHED, RESNET_18, Published
 from fedward.simulations.studies.rows import Row, Target
 

@@ -3,7 +3,7 @@
     python -m fedward.simulations.studies.recipe --json [--seeds 5] [--cases TEXT] [--out FOLDER]
 
 The rule, frozen before the test split was read: the recipe is `--recipe distilled` as it stands in
-`fedward.simulations.recipes`, every seed with a public body of its own, and a case's figure is the mean over
+`fedward.server.recipes`, every seed with a public body of its own, and a case's figure is the mean over
 all seeds asked for. Its settings were chosen on PneumoniaMNIST's reference records (half B, also darker,
 brighter, larger, smaller and blurred). Trials of other recipes on this test split came before it and steered
 which kind was tried at all. A test accuracy's standard error is .012 there, of sampling 624 images alone.
@@ -19,11 +19,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from fedward.server.recipes import DISTILLED, FROM_SCRATCH, RECIPES
 from fedward.server.start_file import save_start
 from fedward.simulations.options import Options, local_settings
 from fedward.simulations.prepare import prepare, reference_records
 from fedward.simulations.public_starts import settle
-from fedward.simulations.recipes import DISTILLED, FROM_SCRATCH, RECIPES
 from fedward.simulations.simulate import run
 from fedward.simulations.sources import find_dataset
 from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study

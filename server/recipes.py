@@ -5,7 +5,10 @@ public teacher on public images and from public reference records; under privacy
 the noise meets a few hundred values instead of tens of thousands.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, TypeVar
+
+Settings = TypeVar("Settings")  # a dataclass with a field `recipe`
 
 FROM_SCRATCH, DISTILLED = "from-scratch", "distilled"
 RECIPES: dict[str, dict[str, Any]] = {
@@ -28,3 +31,12 @@ _FULL_BATCH = 10_000  # images of all hospitals that a step looks at; noise rule
 def sample_rate(images: int) -> float:
     """The distilled recipe's sampling rate for so many images in all hospitals, a public constant."""
     return min(1.0, _FULL_BATCH / max(1, images))
+
+
+def back_to_scratch(settings: Settings, plain: Settings, **changes: Any) -> Settings:
+    """`settings` of the distilled recipe for training from scratch: what a person set stays, the recipe's own
+    goes back to what `plain` has.
+    """
+    own = RECIPES[DISTILLED]
+    back = {name: getattr(plain, name) for name, value in own.items() if getattr(settings, name) == value}
+    return dataclasses.replace(settings, **back, recipe=FROM_SCRATCH, **changes)  # type: ignore[type-var]
