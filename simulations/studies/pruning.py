@@ -148,8 +148,8 @@ def _cases(student: str) -> list[Row]:
 def main(
     student: Annotated[list[str] | None, typer.Option(help="Students, in place of the study's own.")] = None,
     seeds: Annotated[int, typer.Option(min=1)] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 240,
-    tuned: Annotated[int, typer.Option(min=1, help="Steps of tuning what was pruned.")] = 120,
+    steps: Annotated[int, typer.Option(min=1, help="Of training.")] = 400,
+    tuned: Annotated[int, typer.Option(min=1, help="Steps of tuning what was pruned.")] = 400,
     out: Annotated[Path, typer.Option(help="Where raw rows and trained students are kept.")] = Path(
         "runs/studies/pruning"
     ),
