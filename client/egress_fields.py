@@ -30,6 +30,7 @@ FIELDS: dict[tuple[str, str], tuple[str, str]] = {
     (TRAIN, "reply.hospital"): (CONSENTED, _NAME),
     (TRAIN, "reply.num_examples"): (CONSENTED, _COUNT),
     (TRAIN, "reply.anchor"): (PUBLIC, _SEAL),
+    (TRAIN, "reply.replica"): (PUBLIC, "the fingerprint of the model that the coordinator sent"),
     (TRAIN, "update.latents"): (DP, "the model's change, with noise that hides any one image"),
     (MEASURE, "reply.study"): (PUBLIC, "the study's name, as the coordinator asked"),
     (MEASURE, "reply.round"): (PUBLIC, "the number behind the last round's, as the coordinator asked"),

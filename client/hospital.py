@@ -22,12 +22,13 @@ from fedward.client.egress_log import LogEnd
 from fedward.client.ewc import ElasticPull
 from fedward.client.measuring import measure
 from fedward.client.registry import Registry
+from fedward.client.replicas import Replicas
 from fedward.client.replies import ReplyStore
 from fedward.client.round_keys import RoundKeys
 from fedward.client.spending import Charge
 from fedward.client.state_folder import BUDGETS, PROFILE
 from fedward.client.training import LocalRound, train
-from fedward.common.codec import CODECS, Vector, decode, encode
+from fedward.common.codec import UPLINK_CODECS, decode, encode
 from fedward.common.config import MAXIMUM_DECLARED, LocalSettings, declared_count
 from fedward.common.datasets import Split, fingerprint, read_split, save_npz
 from fedward.common.errors import DatasetRefused, LedgerRefused, RequestRefused
@@ -116,6 +117,7 @@ class Hospital:
         self._records = read_split(folder / RECORDS)
         self._snapshot = fingerprint(self._records)
         self._replies = ReplyStore(folder / "replies")
+        self._replicas = Replicas(folder / "replicas")
         self._keys = RoundKeys(folder / "keys")
         registry = None if self.profile.budget is None else Registry(folder / BUDGETS)
         self._account = Account(
@@ -167,7 +169,10 @@ class Hospital:
             LedgerRefused: the request's anchor shows that the ledger is an older copy: no work at all.
             Refusal: the request does not fit this hospital's records, rules or budget; nothing was computed.
         """
-        return TrainReply.from_bytes(self._answered_once(request, "train", self._train))
+        reply = TrainReply.from_bytes(self._answered_once(request, "train", self._train))
+        if request.server_round == request.settings.rounds:
+            self._replicas.forget(request.study)  # no difference follows
+        return reply
 
     def measure(self, request: MeasureRequest) -> MeasureReply:
         """Answer the measurement behind the last round once, as `answer` does a round.
@@ -198,12 +203,15 @@ class Hospital:
         return stored
 
     def _train(self, request: TrainRequest, work: Work) -> bytes:
-        if request.codec[1] not in CODECS:
-            raise RequestRefused(f"The reply is asked for in a codec that is none of {', '.join(CODECS)}.")
+        if request.codec[1] not in UPLINK_CODECS:
+            known = ", ".join(UPLINK_CODECS)
+            raise RequestRefused(f"The reply is asked for in a codec that is none of {known}.")
         local_round = self._work(request)
         codec, profile = request.codec[1], self.profile
         step = uplink_step(codec, request.settings, request.learning_rate, profile.num_examples)
         generator, anchor = self._account.open(work)
+        # Only now: what is charged is bounded, and so is what a coordinator can have written to the disk.
+        self._replicas.keep(request, local_round.latents.numpy())
         change, accountant = train(local_round, self._records, generator)
         _recount(accountant.history, request.settings)
         return TrainReply(
@@ -214,6 +222,7 @@ class Hospital:
             codec,
             encode(change.numpy(), codec, step),
             anchor,
+            "" if request.replica is None else request.replica.digest,
         ).to_bytes()
 
     def _measure(self, request: MeasureRequest, work: Work) -> bytes:
@@ -254,7 +263,7 @@ class Hospital:
     def _work(self, request: TrainRequest) -> LocalRound:
         settings = request.settings
         like = list(build_student(settings.spec).parameters())
-        vectors = {name: torch.from_numpy(vector) for name, vector in _unpack(request).items()}
+        vectors = {name: torch.from_numpy(vector) for name, vector in self._replicas.unpack(request).items()}
         pull = None
         if settings.ewc_lambda > 0.0:
             anchor, fisher = unflatten(vectors[ANCHOR], like), unflatten(vectors[FISHER].clamp(min=0.0), like)
@@ -267,24 +276,6 @@ class Hospital:
             pull,
             vectors.get(TEACHER),
         )
-
-
-def _unpack(request: TrainRequest) -> dict[str, Vector]:
-    """The request's vectors, exactly those that its settings ask for.
-
-    Raises:
-        RequestRefused: one is missing or not asked for.
-        PayloadRefused: one does not decode.
-    """
-    expected = {LATENTS}
-    expected |= {ANCHOR, FISHER} if request.settings.ewc_lambda > 0.0 else set()
-    expected |= {TEACHER} if request.settings.distillation_alpha > 0.0 else set()
-    if set(request.vectors) != expected:
-        raise RequestRefused(
-            f"The study's settings need {sorted(expected)}, the request has {sorted(request.vectors)}."
-        )
-    count = parameter_count(build_student(request.settings.spec))
-    return {name: decode(payload, count, request.codec[0]) for name, payload in request.vectors.items()}
 
 
 def _recount(history: list[tuple[float, float, int]], settings: LocalSettings) -> None:

@@ -5,7 +5,9 @@ Layout, little-endian: magic ``FWD1``, codec id u8, three zero bytes, count u64,
 value = code * step. ``coded8``, ``coded4``, ``coded3``, ``coded2``: the step, float64, then the codes,
 entropy-coded (`fedward.common.entropy_coding`); the step is not the sender's to choose but one that both
 sides work out from public constants (`fedward.common.rounding`), and the number says how many bits a
-value of pure noise takes at most. They differ in the step and in how their codes are packed.
+value of pure noise takes at most. They differ in the step and in how their codes are packed. ``diff4``,
+``diff3``, ``diff2``: the same body, of a model's difference to one that the receiver holds; the step is the
+sender's (`fedward.common.differences`).
 
 Rounding is deterministic: of a noised update it is post-processing and adds no more than half a step.
 Decoding checks length, step and finiteness before anything is used.
@@ -27,9 +29,23 @@ _HEADER = struct.Struct("<4sB3xQ")
 BLOCK = 4096
 MAXIMUM_COUNT = 1 << 28
 _LARGEST = np.float32(3.4e38)  # a little below float32's: 127 steps of it do not overflow
-CODECS = {"fp32": 1, "int8": 2, "coded8": 3, "coded4": 4, "coded3": 5, "coded2": 6}
-DOWNLINK_CODECS = ("fp32", "int8")  # those that need no step which follows from a hospital's noise
-_WIDTHS = {"coded8": 8, "coded4": 8, "coded3": 4, "coded2": 4}  # bits of a code before it is entropy-coded
+CODECS = {
+    "fp32": 1,
+    "int8": 2,
+    "coded8": 3,
+    "coded4": 4,
+    "coded3": 5,
+    "coded2": 6,
+    "diff4": 7,
+    "diff3": 8,
+    "diff2": 9,
+}
+PLAIN_CODECS = ("fp32", "int8")  # those that a payload stands alone in, whatever it holds
+DIFFERENCES = ("diff4", "diff3", "diff2")  # of a model that the receiver holds
+DOWNLINK_CODECS = (*PLAIN_CODECS, *DIFFERENCES)
+UPLINK_CODECS = tuple(name for name in CODECS if name not in DIFFERENCES)
+# Bits of a code before it is entropy-coded.
+_WIDTHS = {"coded8": 8, "coded4": 8, "coded3": 4, "coded2": 4, "diff4": 8, "diff3": 4, "diff2": 4}
 _STEP = struct.Struct("<d")
 SMALLEST_STEP, LARGEST_STEP = 1e-30, 1e30  # codes times these are normal float32 values
 
@@ -43,6 +59,36 @@ def codec_id(name: str) -> int:
     if name not in CODECS:
         raise UnknownName(f"There is no codec {name!r}; choose one of {', '.join(CODECS)}.")
     return CODECS[name]
+
+
+def fixed_codec(downlink: str) -> str:
+    """How a study's fixed vectors travel: as its model does, or in int8 where that travels as differences."""
+    return downlink if downlink in PLAIN_CODECS else "int8"
+
+
+def plain_codec_of(payload: Payload) -> str:
+    """The codec in which a payload that stands alone says that it is.
+
+    Raises:
+        PayloadRefused: it is in none of `PLAIN_CODECS`.
+    """
+    given = int(payload[4]) if payload.dtype == np.uint8 and payload.ndim == 1 and len(payload) > 4 else 0
+    for name in PLAIN_CODECS:
+        if CODECS[name] == given:
+            return name
+    raise PayloadRefused(f"A model that travels in full is in one of {', '.join(PLAIN_CODECS)}; this is not.")
+
+
+def carried_step(payload: Payload) -> float:
+    """The step that stands in a coded payload; `decode` refuses one that is out of range.
+
+    Raises:
+        PayloadRefused: the payload is too short for one.
+    """
+    data = payload[_HEADER.size : _HEADER.size + _STEP.size].tobytes()
+    if len(data) != _STEP.size:
+        raise PayloadRefused("A coded payload names the step that it was rounded at; this one is cut short.")
+    return float(_STEP.unpack(data)[0])
 
 
 def _blocks(count: int) -> int:
@@ -82,7 +128,7 @@ def _check_step(codec: str, step: float | None) -> None:
     if (codec in _WIDTHS) != (step is not None):
         raise PayloadRefused(
             f"Codec {codec!r} {'needs a step that both sides know' if step is None else 'takes no step'}; "
-            "only updates with noise are rounded at one."
+            "only updates with noise, and differences, are rounded at one."
         )
     if step is not None and not SMALLEST_STEP <= step <= LARGEST_STEP:
         raise PayloadRefused(

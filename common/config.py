@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-from fedward.common.codec import CODECS, DOWNLINK_CODECS
+from fedward.common.codec import DOWNLINK_CODECS, PLAIN_CODECS, UPLINK_CODECS
 from fedward.common.datasets import MAX_CLASSES, TASKS
 from fedward.common.declared import MAXIMUM_DECLARED as MAXIMUM_DECLARED
 from fedward.common.declared import declared_count as declared_count
@@ -181,7 +181,7 @@ class Study(Settings):
         server_learning_rate, server_momentum: of the coordinator's step on the mean update
             (Reddi et al. 2021, FedAvgM); 1 and 0 are plain FedAvg.
         averaged_rounds: the released latents are the mean of the models after the last so many rounds.
-        uplink_codec, downlink_codec: of `fedward.common.codec.CODECS` and `DOWNLINK_CODECS`.
+        uplink_codec, downlink_codec: of `fedward.common.codec.UPLINK_CODECS` and `DOWNLINK_CODECS`.
         quorum: fewest usable replies that close a round.
         round_timeout: seconds a round waits for replies.
         decision: balanced (threshold 0) or calibrated (thresholds from reference half A).
@@ -233,9 +233,9 @@ class Study(Settings):
             in_range("target_epsilon", self.target_epsilon, 1e-3, 1e3)
         if (self.target_epsilon is None) != (self.local.noise_multiplier == 0.0):
             raise SettingRefused("noise_multiplier is 0 exactly where the study has no target_epsilon.")
-        one_of("uplink_codec", self.uplink_codec, tuple(CODECS))
+        one_of("uplink_codec", self.uplink_codec, UPLINK_CODECS)
         one_of("downlink_codec", self.downlink_codec, DOWNLINK_CODECS)
-        if self.target_epsilon is None and self.uplink_codec not in DOWNLINK_CODECS:
+        if self.target_epsilon is None and self.uplink_codec not in PLAIN_CODECS:
             raise SettingRefused(
                 f"uplink_codec {self.uplink_codec} rounds at a part of the noise, and without target_epsilon "
                 "there is none: choose int8 or fp32."

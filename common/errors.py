@@ -39,6 +39,10 @@ class RequestRefused(Refusal):
     """A coordinator's request that this hospital does not answer."""
 
 
+class ReplicaUnknown(RequestRefused):
+    """A model came as the difference to one that this hospital does not hold: it is asked for in full."""
+
+
 class PolicyRefused(RequestRefused):
     """A rule of the hospital's site policy forbids what was asked; the sentence names the rule."""
 

@@ -3,20 +3,79 @@
 All that is read here comes from another machine: whatever does not fit is refused by name.
 """
 
+import hashlib
 import re
-from typing import cast
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
-from fedward.common.codec import DOWNLINK_CODECS, Payload, codec_id
+from fedward.common.codec import DIFFERENCES, DOWNLINK_CODECS, UPLINK_CODECS, Payload, codec_id
 from fedward.common.errors import PayloadRefused, SettingRefused
 from fedward.common.files import parse_canonical
 
 MODEL, CONFIG = "model", "config"
 LATENTS, ANCHOR, FISHER, TEACHER = "latents", "anchor", "fisher", "teacher"
 LEDGER_ANCHOR = "ledger_anchor"  # in a request, beside the header that all hospitals get
+REPLICA = "replica"  # in headers of studies whose model travels as differences, and in no others
 _ANCHOR_TOKEN = re.compile(r"([0-9a-f]{48}:[0-9a-f]{64}:[0-9a-f]{64})?")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Replica:
+    """Which model a request leads to, and from which (`fedward.common.differences.replica_digest`).
+
+    Attributes:
+        digest: of the model that every hospital trains from in this round.
+        base: of the model that the request's difference is to; empty where the model travels in full.
+        fixed: of the study's fixed vectors, by name: SHA-256 of each as it is packed. They travel with a full
+            model, and whoever holds the base holds them.
+    """
+
+    digest: str
+    base: str = ""
+    fixed: dict[str, str] = field(default_factory=dict)
+
+
+def packed_digest(vector: Payload) -> str:
+    """SHA-256 of a packed vector, in hex."""
+    return hashlib.sha256(vector.tobytes()).hexdigest()
+
+
+def read_replica(header: dict[str, Any], codec: str) -> Replica | None:
+    """The models that a request names, where its model travels in one of `DIFFERENCES`; else None.
+
+    Raises:
+        PayloadRefused: they are named by no digests, or where there are none, or not where there are some.
+    """
+    if codec not in DIFFERENCES:
+        if REPLICA in header:
+            raise PayloadRefused(f"A request in codec {codec} names a base, but its model comes in full.")
+        return None
+    value = header.get(REPLICA)
+    if not isinstance(value, dict) or set(value) != {"base", "digest", "fixed"}:
+        raise PayloadRefused("A request's vectors are named by digests: base, digest and fixed.")
+    base, fixed = value["base"], value["fixed"]
+    if not isinstance(fixed, dict) or not set(fixed) <= {ANCHOR, FISHER, TEACHER}:
+        raise PayloadRefused("A request's fixed vectors are its anchor, Fisher and teacher, and no others.")
+    return Replica(
+        checked_digest(value["digest"]),
+        base if base == "" else checked_digest(base),
+        {name: checked_digest(digest) for name, digest in fixed.items()},
+    )
+
+
+def checked_digest(value: object) -> str:
+    """`value`, if it is a SHA-256 in 64 hexadecimal digits.
+
+    Raises:
+        PayloadRefused: it is not.
+    """
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise PayloadRefused("A message names a model or a vector by a SHA-256 in 64 hexadecimal digits.")
+    return value
 
 
 def addressed(request: RecordDict, anchor: str) -> RecordDict:
@@ -48,8 +107,8 @@ def checked_anchor(value: object) -> str:
     return value
 
 
-def read_header(content: RecordDict, key: str, names: set[str]) -> dict[str, object]:
-    """A message's header, which has exactly the fields `names`.
+def read_header(content: RecordDict, key: str, names: set[str], *optional: str) -> dict[str, object]:
+    """A message's header, which has exactly the fields `names`, and of `optional` any.
 
     Raises:
         PayloadRefused: missing, not canonical JSON, or with other fields.
@@ -58,10 +117,10 @@ def read_header(content: RecordDict, key: str, names: set[str]) -> dict[str, obj
         data = cast(bytes, content.config_records[CONFIG][key])
     except (KeyError, TypeError, AttributeError):
         data = b""
-    return parsed_header(data, key, names)
+    return parsed_header(data, key, names, *optional)
 
 
-def parsed_header(data: bytes, key: str, names: set[str]) -> dict[str, object]:
+def parsed_header(data: bytes, key: str, names: set[str], *optional: str) -> dict[str, object]:
     """The same from the header's bytes."""
     try:
         value = parse_canonical(data)
@@ -69,7 +128,7 @@ def parsed_header(data: bytes, key: str, names: set[str]) -> dict[str, object]:
         raise PayloadRefused(
             f"A message carries no readable {key}; its sender is of another version."
         ) from error
-    if not isinstance(value, dict) or set(value) != names:
+    if not isinstance(value, dict) or not names <= set(value) <= names | set(optional):
         raise PayloadRefused(f"A message's {key} has other fields than this version's.")
     return value
 
@@ -78,7 +137,7 @@ def read_codecs(value: object) -> tuple[str, str]:
     """(downlink, uplink) of a header's field.
 
     Raises:
-        PayloadRefused: no pair, or the first is one for updates only.
+        PayloadRefused: no pair, or one that does not travel in its direction.
         UnknownName: a codec that does not exist.
     """
     if not isinstance(value, list) or len(value) != 2:
@@ -88,6 +147,8 @@ def read_codecs(value: object) -> tuple[str, str]:
         codec_id(name)  # refused here, before anything is charged
     if names[0] not in DOWNLINK_CODECS:
         raise PayloadRefused(f"A model does not travel in codec {names[0]!r}: that is for noised updates.")
+    if names[1] not in UPLINK_CODECS:
+        raise PayloadRefused(f"An update does not travel in codec {names[1]!r}: that is for models.")
     return names
 
 

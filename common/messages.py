@@ -6,6 +6,7 @@ holds public fields only. A reply carries an anchor of the hospital's budget led
 can make or read (`fedward.client.anchors`); the next request brings the last one back.
 """
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass
 
@@ -23,13 +24,18 @@ from fedward.common.message_parts import (
     LATENTS,
     LEDGER_ANCHOR,
     MODEL,
+    REPLICA,
     TEACHER,
+    Replica,
     addressed,
     bounded,
     checked_anchor,
+    checked_digest,
+    packed_digest,
     parsed_header,
     read_codecs,
     read_header,
+    read_replica,
     read_vectors,
     request_anchor,
     typed,
@@ -47,10 +53,12 @@ __all__ = [
     "REFUSED",
     "TEACHER",
     "UPDATE",
+    "Replica",
     "TrainReply",
     "TrainRequest",
     "addressed",
     "message_bytes",
+    "packed_digest",
     "refusal_reply",
     "refusal_text",
     "wire_bytes",
@@ -77,6 +85,7 @@ class TrainRequest:
         vectors: packed `LATENTS`, and where the study has them `ANCHOR`, `FISHER`, `TEACHER`.
         anchor: of this hospital's last reply, or empty. It is no part of the content: every hospital's is
             another, and a round that is asked again may bring a newer one.
+        replica: in a study whose model travels as differences, which model this one leads to, and from which.
     """
 
     study: str
@@ -86,11 +95,19 @@ class TrainRequest:
     codec: tuple[str, str]
     vectors: dict[str, Payload]
     anchor: str = ""
+    replica: Replica | None = None
 
     @property
     def content_digest(self) -> str:
-        """SHA-256 over all that shapes the work, in hex: identifies the round's content in a ledger."""
-        packed = {name: hashlib.sha256(vector.tobytes()).hexdigest() for name, vector in self.vectors.items()}
+        """SHA-256 over all that shapes the work, in hex: identifies the round's content in a ledger.
+
+        A model that comes in full is the same content as one that comes as a difference: vectors stand for
+        themselves by the digests that the request names, which the hospital compares with what it gets.
+        """
+        if self.replica is None:
+            packed = {name: packed_digest(vector) for name, vector in self.vectors.items()}
+        else:
+            packed = {**self.replica.fixed, LATENTS: self.replica.digest}
         return hashlib.sha256(canonical_json({**self._header(), "vectors": packed})).hexdigest()
 
     def _header(self) -> dict[str, object]:
@@ -105,7 +122,8 @@ class TrainRequest:
     def to_records(self) -> RecordDict:
         """The Flower content of the TRAIN message."""
         arrays = ArrayRecord({name: Array(vector) for name, vector in self.vectors.items()})
-        config = ConfigRecord({"request": canonical_json(self._header())})
+        named = {} if self.replica is None else {REPLICA: dataclasses.asdict(self.replica)}
+        config = ConfigRecord({"request": canonical_json({**self._header(), **named})})
         return addressed(RecordDict({MODEL: arrays, CONFIG: config}), self.anchor)
 
     @classmethod
@@ -117,17 +135,19 @@ class TrainRequest:
             SettingRefused: settings, study name, round or learning rate out of range.
             UnknownName: a codec that does not exist.
         """
-        header = read_header(content, "request", {"study", "round", "settings", "learning_rate", "codec"})
+        header = read_header(content, "request", _REQUEST_FIELDS, REPLICA)
         settings = LocalSettings.from_dict(header["settings"])
         check_text("A message's study", header["study"])
+        codecs = read_codecs(header["codec"])
         return cls(
             study=typed(header, "study", str),
             server_round=bounded(header, "round", int, 1, settings.rounds),
             settings=settings,
             learning_rate=float(bounded(header, "learning_rate", float, 1e-12, 1e4)),
-            codec=read_codecs(header["codec"]),
+            codec=codecs,
             vectors=read_vectors(content, MODEL),
             anchor=request_anchor(content),
+            replica=read_replica(header, codecs[0]),
         )
 
 
@@ -140,6 +160,8 @@ class TrainReply:
         hospital, num_examples: as they were enrolled.
         update: packed.
         anchor: of the charge in the hospital's budget ledger; empty where nothing is charged.
+        replica: digest of the model that the hospital trained from and holds, where models travel as
+            differences; else empty.
     """
 
     study: str
@@ -149,6 +171,7 @@ class TrainReply:
     codec: str
     update: Payload
     anchor: str = ""
+    replica: str = ""
 
     def _header(self) -> bytes:
         return canonical_json(
@@ -159,6 +182,7 @@ class TrainReply:
                 "num_examples": self.num_examples,
                 "codec": self.codec,
                 "anchor": self.anchor,
+                **({REPLICA: self.replica} if self.replica else {}),
             }
         )
 
@@ -179,7 +203,9 @@ class TrainReply:
             PayloadRefused: no reply of this version.
         """
         header, _, update = data.partition(b"\n")  # canonical JSON has no newline in it
-        return cls._from(parsed_header(header, "reply", _REPLY_FIELDS), np.frombuffer(update, np.uint8))
+        return cls._from(
+            parsed_header(header, "reply", _REPLY_FIELDS, REPLICA), np.frombuffer(update, np.uint8)
+        )
 
     @classmethod
     def from_records(cls, content: RecordDict) -> "TrainReply":
@@ -188,7 +214,7 @@ class TrainReply:
         Raises:
             PayloadRefused: records missing or malformed.
         """
-        header = read_header(content, "reply", _REPLY_FIELDS)
+        header = read_header(content, "reply", _REPLY_FIELDS, REPLICA)
         vectors = read_vectors(content, UPDATE)
         if set(vectors) != {LATENTS}:
             raise PayloadRefused(f"A reply carries one packed update, not {sorted(vectors)}.")
@@ -204,9 +230,11 @@ class TrainReply:
             codec=typed(header, "codec", str),
             update=update,
             anchor=checked_anchor(header["anchor"]),
+            replica=checked_digest(header[REPLICA]) if REPLICA in header else "",
         )
 
 
+_REQUEST_FIELDS = {"study", "round", "settings", "learning_rate", "codec"}
 _REPLY_FIELDS = {"study", "round", "hospital", "num_examples", "codec", "anchor"}
 
 

@@ -4,7 +4,7 @@ A round closes when every hospital that was asked has answered, or at its deadli
 met, it also waits for hospitals that are away. An error of Flower's own (the node went offline, its reply
 was lost), of a daemon that is away, and a reply that does not prove itself are no answer: the hospital is
 asked again when it is back, and sends the reply that it stored; one that goes on failing, after longer and
-longer pauses.
+longer pauses. One that says that it cannot use the question as it was put is asked anew at once.
 """
 
 import itertools
@@ -33,6 +33,7 @@ class Asking:
         question: makes and records the message to one node.
         needs_more: whether the round has too few usable replies so far.
         seconds: until the deadline.
+        wants_another: told a node and its reply: whether `question` now makes it a question that it can use.
     """
 
     grid: Grid | Post
@@ -40,6 +41,8 @@ class Asking:
     question: Callable[[int], Message]
     needs_more: Callable[[], bool]
     seconds: float
+    wants_another: Callable[[int, Message], bool] = lambda node_id, reply: False
+    _deadline: float = 0.0
     _waiting: dict[str, int] = field(default_factory=dict)
     _answered: set[str] = field(default_factory=set)
     _failed: dict[int, Message] = field(default_factory=dict)
@@ -47,21 +50,21 @@ class Asking:
 
     def replies(self, messages: Iterable[Message]) -> Iterator[Message]:
         """Push messages and yield replies as they come, one in memory at a time, until the round closes."""
-        deadline = time.monotonic() + self.seconds
         looked = time.monotonic()
+        self._deadline = looked + self.seconds
         for batch in _batches(messages):
             self._push(batch)
         while self._is_open():
             before = set(self._waiting)
             for message_id in list(self._waiting):
                 yield from self._pulled(message_id)
-            if time.monotonic() > deadline:
+            if time.monotonic() > self._deadline:
                 break
             if set(self._waiting) == before:
                 time.sleep(_POLL_SECONDS)
                 if time.monotonic() - looked > _LOOK_SECONDS:
                     looked = time.monotonic()
-                    self._ask_who_came(deadline - looked)
+                    self._ask_who_came()
         yield from (reply for node_id, reply in self._failed.items() if not self._has_answered(node_id))
 
     def _is_open(self) -> bool:
@@ -94,6 +97,9 @@ class Asking:
                 self._failed[node_id] = reply
                 self._pauses.failed(node_id)
                 continue
+            if self.wants_another(node_id, reply):
+                self._ask_anew([node_id])
+                continue
             self._close(node_id)
             yield reply
 
@@ -107,15 +113,18 @@ class Asking:
             message_id: asked for message_id, asked in self._waiting.items() if not self._has_answered(asked)
         }
 
-    def _ask_who_came(self, left: float) -> None:
+    def _ask_who_came(self) -> None:
         came = self.roster.look() - self._answered
         # One whose message was lost, though its node is there.
         asked = {self.roster.nodes[node_id].name for node_id in self._waiting.values()}
         silent = {name for name, node_id in self.roster.online.items() if self._pauses.is_over(node_id)}
         silent -= self._answered | asked
-        messages = [self.question(self.roster.online[name]) for name in sorted(came | silent)]
+        self._ask_anew([self.roster.online[name] for name in sorted(came | silent)])
+
+    def _ask_anew(self, nodes: list[int]) -> None:
+        messages = [self.question(node_id) for node_id in nodes]
         for message in messages:
-            message.metadata.ttl = max(1.0, left)
+            message.metadata.ttl = max(1.0, self._deadline - time.monotonic())
         self._push(messages)
 
 

@@ -33,6 +33,9 @@ class Progress:
         average: sum of the latents after the rounds that the release averages, float64 (n,).
         history: one row a closed round, as metrics.json's ``rounds``.
         anchors: of each hospital's last reply, by its name: sent back with the next request, and released.
+        replica: what hospitals unpacked in the last closed round, float32 (n,), where models travel as
+            differences; else None.
+        held: of each hospital that said so, by its name, the digest of the model that it holds.
     """
 
     server_round: int
@@ -41,6 +44,8 @@ class Progress:
     average: np.ndarray
     history: list[dict[str, Any]] = field(default_factory=list)
     anchors: dict[str, str] = field(default_factory=dict)
+    replica: Vector | None = None
+    held: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def start(cls, latents: Vector) -> "Progress":
@@ -64,6 +69,7 @@ def save_checkpoint(path: Path, progress: Progress, study: Study) -> None:
         "round": progress.server_round,
         "history": progress.history,
         "anchors": progress.anchors,
+        **({"held": progress.held} if progress.held else {}),
     }
     buffer = io.BytesIO()
     np.savez(
@@ -72,6 +78,7 @@ def save_checkpoint(path: Path, progress: Progress, study: Study) -> None:
         latents=progress.latents,
         momentum=progress.momentum,
         average=progress.average,
+        **({} if progress.replica is None else {"replica": progress.replica}),  # type: ignore[arg-type]
     )
     body = buffer.getvalue()
     write_atomically(path, _MAGIC + hashlib.sha256(body).digest() + body)
@@ -101,6 +108,8 @@ def load_checkpoint(path: Path, study: Study) -> Progress:
                 arrays["average"],
                 header["history"],
                 dict(header["anchors"]),
+                arrays.get("replica"),
+                dict(header.get("held", {})),
             )
             digest = header["study"]
     except (KeyError, TypeError, ValueError, OSError, zipfile.BadZipFile) as error:

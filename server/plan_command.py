@@ -48,6 +48,9 @@ def plan(
     uplink_codec: Annotated[
         str, typer.Option(help="How updates travel: fp32, int8, coded8, coded4, coded3 or coded2.")
     ] = _RECIPE.uplink_codec,
+    downlink_codec: Annotated[
+        str, typer.Option(help="How the model travels: fp32, int8, diff4, diff3 or diff2.")
+    ] = _RECIPE.downlink_codec,
     state: Annotated[Path | None, typer.Option(help="The coordinator's state folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -67,6 +70,7 @@ def plan(
         quorum=quorum,
         round_timeout=round_timeout,
         uplink_codec=uplink_codec,
+        downlink_codec=downlink_codec,
     )
     asked = _with_recipe(asked, recipe)
     images = None if public is None else read_npz(public)

@@ -38,7 +38,7 @@ class Plan:
         name: of the study.
         sites: names or ids of those that take part; empty for all that are enrolled and not revoked.
         quorum: fewest usable replies that close a round; None for half of the sites.
-        uplink_codec: of `fedward.common.codec.CODECS`.
+        uplink_codec, downlink_codec: of `fedward.common.codec.UPLINK_CODECS` and `DOWNLINK_CODECS`.
         recipe: of `fedward.server.recipes.RECIPES`; what it sets stands in the fields behind it, and above.
     """
 
@@ -53,6 +53,7 @@ class Plan:
     quorum: int | None = None
     round_timeout: float = 3600.0
     uplink_codec: str = "int8"
+    downlink_codec: str = "int8"
     recipe: str = FROM_SCRATCH
     trained: str = "all"
     max_grad_norm: float = 1.0
@@ -102,7 +103,7 @@ def plan_deployed(
         server_momentum=plan.server_momentum,
         averaged_rounds=plan.averaged_rounds,
         uplink_codec=plan.uplink_codec,
-        downlink_codec="int8",
+        downlink_codec=plan.downlink_codec,
         quorum=math.ceil(len(enrolled) / 2) if plan.quorum is None else plan.quorum,
         round_timeout=plan.round_timeout,
         decision="balanced",

@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
-from fedward.common.codec import Vector, encode
+from fedward.common.codec import Vector, encode, fixed_codec
 from fedward.common.config import Study
 from fedward.common.datasets import Split
 from fedward.common.errors import CheckpointRefused, DatasetRefused
@@ -60,7 +60,7 @@ def run_rounds(grid: Grid, folder: StudyFolder, coordinator: Path | None = None)
         enrol(roster, study, _ENROLMENT_SECONDS)
     finally:
         folder.note("enrolled", bytes=post.received)
-    extras = {name: encode(vector, study.downlink_codec) for name, vector in fixed.items()}
+    extras = {name: encode(vector, fixed_codec(study.downlink_codec)) for name, vector in fixed.items()}
     strategy = FedwardAvg(
         study, progress, roster.nodes, extras, lambda name: folder.note("reply", hospital=name)
     )
@@ -70,7 +70,14 @@ def run_rounds(grid: Grid, folder: StudyFolder, coordinator: Path | None = None)
         roster.look()
         folder.note("round", round=server_round, online=sorted(roster.online))
         messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
-        asking = Asking(post, roster, strategy.question, strategy.needs_more, study.round_timeout)
+        asking = Asking(
+            post,
+            roster,
+            strategy.question,
+            strategy.needs_more,
+            study.round_timeout,
+            strategy.wants_full,
+        )
         new_arrays, _ = strategy.aggregate_train(server_round, asking.replies(messages))
         arrays = new_arrays or arrays
         traffic = post.received - before[0], post.sent - before[1]

@@ -22,9 +22,9 @@ from flwr.app import (
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedward.common.codec import Payload, Vector, decode, encode
+from fedward.common.codec import Payload, Vector, decode, fixed_codec
 from fedward.common.config import EnrolledHospital, Study
-from fedward.common.errors import QuorumMissed, Refusal, UpdateRefused
+from fedward.common.errors import QuorumMissed, Refusal, ReplicaUnknown, UpdateRefused
 from fedward.common.messages import (
     LATENTS,
     MODEL,
@@ -37,6 +37,7 @@ from fedward.common.models import frozen_count
 from fedward.common.rounding import uplink_step
 from fedward.server.aggregation import IntegerMean, norm_bound, screen
 from fedward.server.checkpoint import Progress
+from fedward.server.downlink import outgoing
 from fedward.server.senders import (
     LostReply,
     not_connected,
@@ -86,20 +87,23 @@ class FedwardAvg(FedAvg):
         self._extras = extras or {}
         self._on_reply = on_reply
         self._count = len(progress.latents) - frozen_count(study.local.spec, study.local.trained)
-        self._sent: Vector = progress.latents
-        self._record = RecordDict()
+        self._outgoing = outgoing(progress, study.downlink_codec)
+        self._records: dict[str, RecordDict] = {}  # by the model that a hospital must hold for it
+        self._without_base: set[str] = set()
         self._asked: list[Metadata] = []  # not the messages: a thousand would lie here for a round
         self._anchors: dict[str, str] = {}
+        self._held: dict[str, str] = {}
 
     def arrays(self) -> ArrayRecord:
         """The global model and the study's fixed vectors, packed for the downlink."""
-        packed = {LATENTS: encode(self.progress.latents, self.study.downlink_codec), **self._extras}
+        packed = {LATENTS: self._outgoing.full, **self._extras}
         return ArrayRecord({name: Array(vector) for name, vector in packed.items()})
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One TRAIN message to every enrolled hospital that is connected, each with its own last anchor.
+        """One TRAIN message to every enrolled hospital that is connected, each with its own last anchor, and
+        with the difference to the model that it holds, or the model in full.
 
         They are made as they are taken.
         """
@@ -112,23 +116,38 @@ class FedwardAvg(FedAvg):
             (study.downlink_codec, study.uplink_codec),
             {name: array.numpy() for name, array in arrays.items()},
         )
-        # Hospitals answer relative to what they receive, which the downlink's codec may have rounded.
-        self._sent = decode(request.vectors[LATENTS], len(self.progress.latents), study.downlink_codec)
-        record = request.to_records()
+        questions = self._outgoing.questions(request)
+        self._records = {base: question.to_records() for base, question in questions.items()}
         connected = set(grid.get_node_ids())
         speaking = speakers(self._nodes, connected)
         self.lost = not_connected(study.hospitals, speaking)
-        self._record, self._asked, self.usable = record, [], 0
+        self._asked, self.usable, self._without_base = [], 0, set()
         return (self.question(node_id) for node_id in speaking.values())
 
     def question(self, node_id: int) -> Message:
         """This round's TRAIN message to one node; it ends with the round, wherever it is then."""
-        anchor = self.progress.anchors.get(self._nodes[node_id].name, "")
-        record = addressed(self._record, anchor)
+        name = self._nodes[node_id].name
+        record = addressed(self._records[self._base(name)], self.progress.anchors.get(name, ""))
         (message,) = self._construct_messages(record, [node_id], MessageType.TRAIN)
         message.metadata.ttl = self.study.round_timeout
         self._asked.append(message.metadata)
         return message
+
+    def _base(self, name: str) -> str:
+        """The model that the question to a hospital builds on; empty where it brings the model in full."""
+        held = self.progress.held.get(name, "")
+        return held if held in self._records and name not in self._without_base else ""
+
+    def wants_full(self, node_id: int, reply: Message) -> bool:
+        """Whether a hospital has lost the model that it was sent the difference to: then the next question to
+        it brings the model in full. Of one that got it in full it is no such answer.
+        """
+        name = self._nodes[node_id].name
+        is_asked_for = reply.has_error() and refusal_text(reply)[0] == ReplicaUnknown.__name__
+        if not (is_asked_for and self._base(name)):
+            return False
+        self._without_base.add(name)
+        return True
 
     def needs_more(self) -> bool:
         """Whether the round has fewer usable replies so far than the quorum."""
@@ -145,7 +164,7 @@ class FedwardAvg(FedAvg):
         mean = IntegerMean(self._count)
         heard = {lost.hospital for lost in self.lost}
         answered: set[str] = set()
-        self._anchors = {}
+        self._anchors, self._held = {}, {}
         for reply in replies:
             hospital = sender_of(reply, self._nodes, self._asked)
             if hospital is None:
@@ -185,6 +204,8 @@ class FedwardAvg(FedAvg):
         self.lost = returned(self.lost, hospital.name)
         if content.anchor:
             self._anchors[hospital.name] = content.anchor
+        if content.replica:
+            self._held[hospital.name] = content.replica
         self._on_reply(hospital.name)  # outside: what it refuses is no fault of the hospital's
 
     def _update(self, content: TrainReply, hospital: EnrolledHospital, server_round: int) -> Vector:
@@ -194,10 +215,18 @@ class FedwardAvg(FedAvg):
             hospital.name,
             hospital.num_examples,
             self.study.uplink_codec,
+            self._outgoing.digest,
         )
-        given = (content.study, content.server_round, content.hospital, content.num_examples, content.codec)
+        given = (
+            content.study,
+            content.server_round,
+            content.hospital,
+            content.num_examples,
+            content.codec,
+            content.replica,
+        )
         for what, want, got in zip(
-            ("study", "round", "sender", "declared count", "codec"), expected, given, strict=True
+            ("study", "round", "sender", "declared count", "codec", "model"), expected, given, strict=True
         ):
             if want != got:
                 raise UpdateRefused(f"The reply is of {what} {got!r}, where {want!r} was asked for.")
@@ -214,8 +243,9 @@ class FedwardAvg(FedAvg):
         if local.ewc_lambda == 0.0:
             return bound
         # EWC's pull moves each latent toward the anchor, never past it.
-        anchor = decode(self._extras["anchor"], count, self.study.downlink_codec)
-        return bound + float(np.linalg.norm(self._sent - anchor))
+        anchor = decode(self._extras["anchor"], count, fixed_codec(self.study.downlink_codec))
+        # Hospitals answer relative to what they receive, which the downlink's codec may have rounded.
+        return bound + float(np.linalg.norm(self._outgoing.model - anchor))
 
     def _missed(self, server_round: int, replies: int) -> str:
         return (
@@ -227,12 +257,28 @@ class FedwardAvg(FedAvg):
         study, now = self.study, self.progress
         mean = np.pad(mean, (len(now.latents) - len(mean), 0))  # what is not trained stays
         momentum = (np.float32(study.server_momentum) * now.momentum + mean).astype(np.float32)
-        latents = (now.latents + np.float32(study.server_learning_rate) * momentum).astype(np.float32)
+        latents = (self._start() + np.float32(study.server_learning_rate) * momentum).astype(np.float32)
         average = now.average
         if server_round > study.rounds - study.averaged_rounds:
             average = average + latents
-        anchors = {**now.anchors, **self._anchors}
-        self.progress = Progress(server_round, latents, momentum, average, now.history, anchors)
+        self.progress = Progress(
+            server_round,
+            latents,
+            momentum,
+            average,
+            now.history,
+            {**now.anchors, **self._anchors},
+            self._outgoing.model if self._outgoing.digest else None,
+            {**now.held, **self._held},
+        )
+        self._outgoing = outgoing(self.progress, study.downlink_codec)
+
+    def _start(self) -> Vector:
+        """What the server's step sets out from. Where models travel as differences, a study's first one is
+        taken as hospitals got it: else what 8 bits lost of weights that nobody trains would be sent after it.
+        """
+        is_first = self._outgoing.digest and self.progress.replica is None
+        return self._outgoing.model if is_first else self.progress.latents
 
 
 def _empty(reply: Message) -> None:

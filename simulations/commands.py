@@ -151,7 +151,12 @@ def simulate(
     ] = _D.uplink,
     downlink: Annotated[
         str,
-        _option(_COORDINATOR, "How the model travels: fp32 or int8.", "--downlink-codec", "--downlink"),
+        _option(
+            _COORDINATOR,
+            "How the model travels: fp32, int8, diff4, diff3 or diff2.",
+            "--downlink-codec",
+            "--downlink",
+        ),
     ] = _D.downlink,
     reference: Annotated[
         str,

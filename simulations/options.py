@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedward.common.codec import CODECS, DOWNLINK_CODECS
+from fedward.common.codec import DOWNLINK_CODECS, PLAIN_CODECS, UPLINK_CODECS
 from fedward.common.config import (
     AUGMENTATIONS,
     SCHEDULES,
@@ -40,7 +40,7 @@ _KNOWN = {
     "decision": DECISIONS,
     "schedule": SCHEDULES,
     "augmentation": AUGMENTATIONS,
-    "uplink": tuple(CODECS),
+    "uplink": UPLINK_CODECS,
     "downlink": DOWNLINK_CODECS,
 }
 # Settings of a study that the command calls otherwise.
@@ -159,7 +159,7 @@ class Options:
             raise SettingRefused("--ewc-fisher is a Fisher already: leave out --ewc-reference, or that.")
         if self.start is not None and self.continue_from is not None:
             raise SettingRefused("--start and --continue-from both say where to start: leave out one.")
-        if self.epsilon is None and self.uplink not in DOWNLINK_CODECS:
+        if self.epsilon is None and self.uplink not in PLAIN_CODECS:
             raise SettingRefused(
                 f"--uplink-codec {self.uplink} rounds at a part of the noise: leave out --epsilon none."
             )

@@ -97,7 +97,7 @@ def study(make_study: Callable[..., Study], make_local: Callable[..., LocalSetti
 
 
 def _round(
-    grid: SitesGrid, study: Study, seconds: float = 10.0, quorum: int = 2
+    grid: SitesGrid, study: Study, seconds: float = 10.0, quorum: int = 2, **more: Any
 ) -> tuple[list[int], Asking, Roster]:
     """Who replied with content, in order, once the round was closed."""
     roster = Roster(grid, study)
@@ -109,6 +109,7 @@ def _round(
         lambda node_id: Message(RecordDict(), node_id, TRAIN),
         lambda: len(came) < quorum,
         seconds,
+        **more,
     )
     questions = [Message(RecordDict(), node_id, TRAIN) for node_id in roster.online.values()]
     for reply in asking.replies(questions):
@@ -222,6 +223,28 @@ def test_a_hospitals_own_error_is_its_answer_and_it_is_not_asked_again(study: St
     came, _, _ = _round(grid, study, 60.0)
     assert (came, refusing.asked) == ([100], 1)
     assert time.monotonic() - started < 20.0
+
+
+def test_a_hospital_that_wants_another_question_gets_it_at_once_and_within_the_deadline(study: Study) -> None:
+    grid = SitesGrid(_sites())
+    particular = grid.sites[101]
+    questions: list[Message] = []
+
+    def reply(message: Message) -> Message | None:
+        if message.metadata.message_type != TRAIN:
+            return Site.reply(particular, message)
+        questions.append(message)
+        is_first = len(questions) == 1
+        return (
+            Message(Error(100, "No: no."), reply_to=message) if is_first else Site.reply(particular, message)
+        )
+
+    particular.reply = reply  # type: ignore[method-assign]
+    started = time.monotonic()
+    came, _, _ = _round(grid, study, 60.0, wants_another=lambda node_id, reply: reply.has_error())
+    assert sorted(came) == [100, 101]
+    assert time.monotonic() - started < 20.0
+    assert 30.0 < questions[1].metadata.ttl <= 60.0
 
 
 def test_a_hospital_that_goes_on_failing_is_asked_after_longer_and_longer_pauses(

@@ -8,6 +8,7 @@ import resource
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,17 @@ def _same(found: Progress, expected: Progress) -> bool:
 
 def test_what_is_saved_comes_back_to_the_last_bit(path: Path, study: Study) -> None:
     _assert_intact(path, study)
+
+
+def test_what_hospitals_hold_comes_back_where_models_travel_as_differences(path: Path, study: Study) -> None:
+    held = {"hospital-0": "ab" * 32}
+    progress = replace(_progress(), replica=np.array([1.5, -0.0, 3.0], np.float32), held=held)
+    save_checkpoint(path, progress, study)
+    found = load_checkpoint(path, study)
+    assert found.replica is not None
+    assert progress.replica is not None
+    assert found.replica.tobytes() == progress.replica.tobytes()
+    assert found.held == held
 
 
 def test_the_next_round_replaces_the_one_before(path: Path, study: Study) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedward.common.codec import CODECS, DOWNLINK_CODECS
+from fedward.common.codec import CODECS, DIFFERENCES, DOWNLINK_CODECS, UPLINK_CODECS
 from fedward.common.config import (
     AUGMENTATIONS,
     MAXIMUM_DECLARED,
@@ -115,7 +115,7 @@ STUDY_CHOICES: dict[str, list[Any]] = {
     "dataset": ["", None, "\x00"],
     "schedule": ["linear", "", None],
     "decision": ["best", None],
-    "uplink_codec": ["int4", "", None, 8],
+    "uplink_codec": ["int4", "", None, 8, *DIFFERENCES],
     "downlink_codec": ["int4", "", None, 8, *sorted(set(CODECS) - set(DOWNLINK_CODECS))],
     "parent": ["", 5, "x" * 1000],
     "local": [None, {}, LOCAL],
@@ -261,7 +261,7 @@ STUDIES = st.builds(
     name=st.text("aé漢-", min_size=1, max_size=9),
     seed=st.one_of(st.none(), st.integers(-(2**63), 2**63)),
     parent=st.one_of(st.none(), st.just("f" * 64)),
-    uplink_codec=st.sampled_from(sorted(CODECS)),
+    uplink_codec=st.sampled_from(UPLINK_CODECS),
     learning_rate=st.floats(1e-9, 1e4),
 )
 

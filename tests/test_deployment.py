@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -127,6 +128,23 @@ def test_over_tls_a_killed_node_signs_off_by_its_key_and_is_back_long_before_flo
         wait_for(study.final.exists, 200.0)
         _assert_as_undisturbed(deployment, expected)
     assert max(event["seconds"] for event in deployment.events("closed")) < 45.0
+
+
+@pytest.mark.slow
+def test_over_tls_a_hospital_that_loses_its_models_gets_the_full_one_in_the_same_round(
+    studies: MakeStudies, tmp_path: Path
+) -> None:
+    study, expected = studies(4, uplink_codec="coded3", downlink_codec="diff3")
+    with deployed(study, tmp_path, is_secured=True) as deployment:
+        deployment.order("start", str(study.path))
+        wait_for(deployment.opened(2), 300.0)
+        shutil.rmtree(deployment.hospitals[0] / "replicas")
+        wait_for(deployment.opened(3), 300.0)
+        deployment.kill(deployment.coordinator, "serverapp")
+        wait_for(study.final.exists, 300.0)
+        _assert_as_undisturbed(deployment, expected)
+    assert [event["replies"] for event in deployment.events("closed")] == [2] * 4
+    assert "ReplicaUnknown" in (deployment.hospitals[0] / LOG).read_text()
 
 
 @pytest.mark.slow

@@ -31,9 +31,10 @@ from fedward.client.hospital import Hospital, create_hospital
 from fedward.client.replies import ReplyStore
 from fedward.client.spending import Charge
 from fedward.common.chain import Head
-from fedward.common.codec import encode
+from fedward.common.codec import decode, encode
 from fedward.common.config import LocalSettings, Study
 from fedward.common.datasets import ImageDataset, Split
+from fedward.common.differences import replica_digest
 from fedward.common.errors import BudgetRefused, EgressRefused, LedgerRefused, Refusal, RequestRefused
 from fedward.common.files import canonical_json
 from fedward.common.instants import utc_now
@@ -46,6 +47,7 @@ from fedward.common.messages import (
     LATENTS,
     REFUSED,
     UPDATE,
+    Replica,
     TrainReply,
     TrainRequest,
     message_bytes,
@@ -99,6 +101,14 @@ def question(make_local: Callable[..., LocalSettings]) -> Callable[..., RecordDi
     return make
 
 
+def _by_differences(question: Callable[..., RecordDict], **changes: Any) -> RecordDict:
+    """The content of a second round's message, in a study whose model travels as differences."""
+    asked = TrainRequest.from_records(question(2, **changes))
+    model = decode(asked.vectors[LATENTS], (len(asked.vectors[LATENTS]) - 16) // 4, "fp32")
+    named = Replica(replica_digest(model))
+    return dataclasses.replace(asked, codec=("diff3", "fp32"), replica=named).to_records()
+
+
 def _measurement(question: Callable[..., RecordDict], **changes: Any) -> RecordDict:
     """The content of a message that asks for the measurement of a study with these settings."""
     asked = TrainRequest.from_records(question(**changes))
@@ -141,14 +151,22 @@ def test_every_field_of_every_message_has_a_class_and_every_class_a_field(
     replies = [
         send(RecordDict(), "query"),
         send(question(**noise)),
+        send(_by_differences(question, **noise)),
         send(_measurement(question, **noise), MEASURE),
         send(RecordDict()),
     ]
-    assert [reply.has_error() for reply in replies] == [False, False, False, True]
+    assert [reply.has_error() for reply in replies] == [False, False, False, False, True]
     joined, _ = join(site / "joins", "h", 10, utc_now())
     open_gate(site).hand_out(joined.statement()["predicate"])
     entries = _log(site)
-    assert [entry["message"] for entry in entries] == ["enrol", "train", "measure", "refusal", "join"]
+    assert [entry["message"] for entry in entries] == [
+        "enrol",
+        "train",
+        "train",
+        "measure",
+        "refusal",
+        "join",
+    ]
     # `test_letters` walks those that come in an envelope.
     assert set.union(*map(_names, entries)) == {key for key in FIELDS if key[1] != ENVELOPE}
     assert entries[-1]["bytes"] == len(canonical_json(joined.statement()["predicate"]))
@@ -321,7 +339,8 @@ def test_only_refusals_about_the_request_its_envelope_or_the_budget_speak() -> N
         "EnvelopeExpired",
         "EnvelopeReplayed",
     }
-    assert names == {"BudgetRefused", "PayloadRefused", "RequestRefused", "SettingRefused"} | rules | envelope
+    request = {"PayloadRefused", "ReplicaUnknown", "RequestRefused", "SettingRefused"}
+    assert names == {"BudgetRefused"} | request | rules | envelope
 
 
 def test_a_sentence_that_names_the_state_folder_does_not_leave(

@@ -28,6 +28,7 @@ from fedward.common.messages import (
     REFUSED,
     TEACHER,
     UPDATE,
+    Replica,
     TrainReply,
     TrainRequest,
     refusal_reply,
@@ -206,6 +207,92 @@ def test_the_digest_does_not_depend_on_the_order_of_vectors() -> None:
     assert request(vectors=dict(reversed(vectors.items()))).content_digest == request().content_digest
 
 
+# Models that travel as differences
+
+ONE, TWO, THREE = "1" * 64, "2" * 64, "f" * 64
+
+
+def differing(base: str = ONE, digest: str = TWO, **changes: Any) -> TrainRequest:
+    return request(**({"codec": ("diff3", "int8"), "replica": Replica(digest, base)} | changes))
+
+
+@pytest.mark.parametrize("base", ["", ONE])
+def test_a_request_names_its_model_and_the_one_that_it_is_the_difference_to(base: str) -> None:
+    sent = differing(base, replica=Replica(TWO, base, {TEACHER: THREE}))
+    received = TrainRequest.from_records(sent.to_records())
+    assert same(received, sent)
+    assert received.replica == Replica(TWO, base, {TEACHER: THREE})
+    assert received.content_digest == sent.content_digest
+
+
+def test_the_digest_is_of_the_model_and_not_of_the_way_it_came() -> None:
+    first = differing().content_digest
+    assert differing("", vectors={LATENTS: packed(9)}).content_digest == first
+    assert differing(THREE).content_digest == first
+    changed = [
+        differing(digest=THREE),
+        differing(codec=("diff4", "int8")),
+        differing(replica=Replica(TWO, ONE, {ANCHOR: ONE})),
+        differing(replica=Replica(TWO, ONE, {TEACHER: ONE})),
+        differing(replica=Replica(TWO, ONE, {TEACHER: TWO})),
+        differing(server_round=4),
+    ]
+    assert len({first, *(one.content_digest for one in changed)}) == 1 + len(changed)
+
+
+BAD_REPLICAS: list[Any] = [
+    None,
+    "",
+    ONE,
+    [],
+    {},
+    {"base": ONE, "digest": ONE},
+    {"base": ONE, "fixed": {}},
+    {"digest": ONE, "fixed": {}},
+    {"base": ONE, "digest": "", "fixed": {}},
+    {"base": None, "digest": ONE, "fixed": {}},
+    {"base": ONE[:-1], "digest": ONE, "fixed": {}},
+    {"base": ONE, "digest": "g" * 64, "fixed": {}},
+    {"base": ONE, "digest": ONE.replace("1", "A"), "fixed": {}},
+    {"base": "../../etc/passwd", "digest": ONE, "fixed": {}},
+    {"base": ONE, "digest": ONE, "fixed": {}, "more": 1},
+    {"base": ONE, "digest": ONE, "fixed": []},
+    {"base": ONE, "digest": ONE, "fixed": {LATENTS: ONE}},
+    {"base": ONE, "digest": ONE, "fixed": {"other": ONE}},
+    {"base": ONE, "digest": ONE, "fixed": {TEACHER: ""}},
+    {"base": ONE, "digest": ONE, "fixed": {TEACHER: 5}},
+]
+
+
+@pytest.mark.parametrize("value", BAD_REPLICAS, ids=lambda value: repr(value)[:30])
+def test_models_that_are_not_named_by_digests_are_refused(value: Any) -> None:
+    content = differing().to_records()
+    header = header_of(content, "request") | {"replica": value}
+    with pytest.raises(PayloadRefused):
+        TrainRequest.from_records(with_header(content, "request", header))
+
+
+def test_a_model_is_named_where_it_travels_as_a_difference_and_nowhere_else() -> None:
+    content = differing().to_records()
+    unnamed = {name: value for name, value in header_of(content, "request").items() if name != "replica"}
+    with pytest.raises(PayloadRefused, match="named by digests"):
+        TrainRequest.from_records(with_header(content, "request", unnamed))
+    with pytest.raises(PayloadRefused, match="comes in full"):
+        TrainRequest.from_records(differing(codec=("fp32", "int8")).to_records())
+
+
+def test_a_reply_names_the_model_that_its_hospital_holds_or_none() -> None:
+    for sent in (reply(), reply(replica=ONE)):
+        assert same(TrainReply.from_records(sent.to_records()), sent)
+        assert same(TrainReply.from_bytes(sent.to_bytes()), sent)
+    assert "replica" not in header_of(reply().to_records(), "reply")
+    for value in ("", None, 5, "x" * 64, ONE[:-1]):
+        content = reply().to_records()
+        header = header_of(content, "reply") | {"replica": value}
+        with pytest.raises(PayloadRefused, match="names a model"):
+            TrainReply.from_records(with_header(content, "reply", header))
+
+
 def no_config(content: RecordDict) -> RecordDict:
     del content.config_records[CONFIG]
     return content
@@ -319,6 +406,8 @@ BAD_FIELDS: dict[str, list[Any]] = {
         [1, 2],
         ["", []],
         ["coded4", "fp32"],
+        ["fp32", "diff4"],
+        ["diff4", "fp32"],
     ],
 }
 BAD_REQUEST_FIELDS = [(field, value) for field, values in BAD_FIELDS.items() for value in values]

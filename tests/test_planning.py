@@ -68,12 +68,16 @@ def test_chosen_sites_alone_take_part_and_a_stranger_is_refused(
     assert [one.name for one in StudyFolder(tmp_path / "lungs").study().hospitals] == ["c"]
 
 
-def test_updates_travel_as_was_planned(plan: Callable[..., Any], tmp_path: Path) -> None:
+def test_updates_and_models_travel_as_was_planned(plan: Callable[..., Any], tmp_path: Path) -> None:
     assert plan("--uplink-codec", "zip").err.startswith(
         "SettingRefused: uplink_codec must be one of fp32, int8"
     )
-    assert plan("--uplink-codec", "coded2", "--rounds", 2).code == 0
-    assert StudyFolder(tmp_path / "lungs").study().uplink_codec == "coded2"
+    assert plan("--downlink-codec", "coded2").err.startswith(
+        "SettingRefused: downlink_codec must be one of fp32, int8, diff4, diff3, diff2"
+    )
+    assert plan("--uplink-codec", "coded2", "--downlink-codec", "diff3", "--rounds", 2).code == 0
+    study = StudyFolder(tmp_path / "lungs").study()
+    assert (study.uplink_codec, study.downlink_codec) == ("coded2", "diff3")
 
 
 def test_a_study_of_a_name_that_was_released_is_its_next_version(

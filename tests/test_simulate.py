@@ -367,3 +367,15 @@ def test_coded_updates_take_the_bits_of_their_name_and_give_the_same_release_aga
             < row["uplink_bytes"] * 8 / (3 * WEIGHTS)
             < 2.2
         )
+
+
+def test_models_as_differences_take_the_bits_of_their_name_and_give_the_same_release_again(
+    simulate: Command,
+) -> None:
+    codecs = ("--uplink-codec", "coded3", "--downlink-codec", "diff3", "--rounds", 4)
+    first, second = (metrics_of(simulate(*codecs)) for _ in range(2))
+    assert first["release"]["digest"] == second["release"]["digest"]
+    texts = 3 * (NUMPY_HEADER + 16 + 8 + 1500)
+    for row in first["rounds"][1:]:
+        assert row["replies"] == 3
+        assert 2.8 < 8 * (row["downlink_bytes"] - texts) / (3 * WEIGHTS) < 3.0

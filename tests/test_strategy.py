@@ -526,3 +526,31 @@ def test_an_update_of_the_whole_student_is_refused_in_a_study_of_the_head(
     whole = [_reply(node, update=encode(_update(node, count), "fp32")) for node in range(3)]
     with pytest.raises(QuorumMissed, match="5 are expected"):
         strategy.aggregate_train(1, whole)
+
+
+# Models that travel as differences
+
+
+def test_weights_that_nobody_trains_are_sent_once_and_then_cost_nothing(
+    make_study: Callable[..., Study], make_local: Callable[..., LocalSettings]
+) -> None:
+    """What the first model lost in 8 bits is not sent after it: the study starts from what hospitals got."""
+    study = make_study(make_local(), WEIGHTS, downlink_codec="diff3")
+    count, nodes = 20_000, dict(zip(NODES, study.hospitals, strict=True))
+    start = np.random.default_rng(0).standard_normal(count).astype(np.float32)
+    strategy = FedwardAvg(study, Progress.start(start), nodes)
+    update = np.zeros(count, np.float32)
+    update[-100:] = np.random.default_rng(1).standard_normal(100) * 0.01
+    sizes = []
+    for server_round in (1, 2, 3):
+        asked = [TrainRequest.from_records(one.content) for one in _open(strategy, server_round=server_round)]
+        (digest,) = {one.replica.digest for one in asked if one.replica}
+        replies = {"server_round": server_round, "update": encode(update, "fp32"), "replica": digest}
+        strategy.aggregate_train(server_round, [_reply(node, **replies) for node in range(3)])
+        assert strategy.lost == []
+        sizes.append(len(asked[0].vectors[LATENTS]))
+    assert sizes[0] > count
+    assert max(sizes[1:]) < 300
+    got = decode(encode(start, "int8"), count, "int8")
+    assert strategy.progress.latents[:-100].tobytes() == got[:-100].tobytes()
+    np.testing.assert_allclose(strategy.progress.latents[-100:], got[-100:] + 3 * update[-100:], atol=1e-6)

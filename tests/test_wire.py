@@ -78,9 +78,9 @@ def test_a_row_is_a_run_of_the_defaults_but_for_its_codecs(monkeypatch: pytest.M
 
     monkeypatch.setattr(wire, "prepare", remembered)
     data = "phantom:train=60,val=30,test=40"
-    row = wire.measure({"case": "coded2", "dataset": data, "rounds": 2, "seed": 7})
-    assert asked == [Options(dataset=data, rounds=2, seed=7, uplink="coded2")]
+    row = wire.measure({"case": "coded2 + diff2", "dataset": data, "rounds": 2, "seed": 7})
+    assert asked == [Options(dataset=data, rounds=2, seed=7, uplink="coded2", downlink="diff2")]
     assert row["weights"] == 62_178
     assert 2.0 < row["uplink_bits"] < 2.15
-    assert 8.0 < row["downlink_bits"] < 8.2
+    assert (8.0 + 2.0) / 2 < row["downlink_bits"] < (8.2 + 2.2) / 2  # the first model in 8 bits
     assert row["largest_epsilon"] <= 3.0

@@ -3,7 +3,8 @@
     python -m fedward.simulations.studies.wire --json [--dataset D] [--seeds 5] [--rounds 60] [--out FOLDER]
 
 The settings are the defaults of `fedward simulate` but for the codecs. Bits are of whole messages as both
-ends count them: payload, headers, ledger anchors. One case more, fp32 at epsilon 1, shows that the task is
+ends count them: payload, headers, ledger anchors; and of all rounds, the first among them, whose model
+travels in full. One case more, fp32 at epsilon 1, shows that the task is
 hard enough for noise to hurt: rounding adds noise, and a task that does not mind noise says nothing of bits.
 ``OUT/wire.svg`` is the chart. The test split is read once a run, at its end.
 """
@@ -34,6 +35,10 @@ CASES: dict[str, dict[str, Any]] = {
     "coded4": {"uplink": "coded4"},
     "coded3": {"uplink": "coded3"},
     "coded2": {"uplink": "coded2"},
+    "diff3": {"downlink": "diff3"},
+    "coded4 + diff4": {"uplink": "coded4", "downlink": "diff4"},
+    "coded3 + diff3": {"uplink": "coded3", "downlink": "diff3"},
+    "coded2 + diff2": {"uplink": "coded2", "downlink": "diff2"},
     CONTROL: {"uplink": "fp32", "downlink": "fp32", "epsilon": 1.0},
 }
 FIGURES = ("auc", "accuracy", "balanced_accuracy")
