@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fedward.common.quantization import fake_quantize
+from fedward.common.quantization import Precision, each_precision, fake_quantize
 
 Proximal = Callable[[list[Tensor], float], None]
 
@@ -22,7 +22,7 @@ class LatentSGD(Optimizer):
     Args:
         model: its parameters are overwritten with Q(latents).
         latents: float32, one a parameter, of the same shapes; updated in place.
-        precision: ternary, int8 or fp32.
+        precision: of all weights, or of each (`fedward.common.quantization.Precision`).
         learning_rate: step size, in units of the latents.
         proximal: called with (latents, learning rate) after each gradient step, for example EWC's pull.
     """
@@ -31,14 +31,14 @@ class LatentSGD(Optimizer):
         self,
         model: nn.Module,
         latents: list[Tensor],
-        precision: str,
+        precision: Precision,
         learning_rate: float,
         proximal: Proximal | None = None,
     ) -> None:
         """Write Q(latents) into the model."""
         super().__init__(list(model.parameters()), {"lr": learning_rate})
         self.latents = latents
-        self._precision = precision
+        self._precisions = each_precision(precision, latents)
         self._proximal = proximal
         self._write()
 
@@ -55,5 +55,6 @@ class LatentSGD(Optimizer):
 
     @torch.no_grad()
     def _write(self) -> None:
-        for latent, parameter in zip(self.latents, self.param_groups[0]["params"], strict=True):
-            parameter.copy_(fake_quantize(latent, self._precision))
+        parameters = self.param_groups[0]["params"]
+        for latent, parameter, own in zip(self.latents, parameters, self._precisions, strict=True):
+            parameter.copy_(fake_quantize(latent, own))

@@ -75,7 +75,7 @@ def measure(
 def exact_sums(settings: LocalSettings, latents: Tensor, records: Split) -> dict[str, Ints]:
     """The sums before the noise, private; the Fisher in steps of `FISHER_GRID` * C^2."""
     model = build_student(settings.spec)
-    load_latents(model, unflatten(latents, list(model.parameters())), settings.spec.precision)
+    load_latents(model, unflatten(latents, list(model.parameters())), settings.spec.precisions)
     of = {METRIC: _counts, FISHER: _squares}
     return {kind: of[kind](settings, model, records) for kind in measurements(settings)}
 

@@ -89,7 +89,9 @@ def _said(found: dict[str, Any]) -> str:
         if found["study_epsilon"] is None
         else f"epsilon at most {found['round_epsilon']:.3g} a round and {found['study_epsilon']:.3g} in all"
     )
-    return f"{local['student']}, {local['rounds']} rounds, {cost}"
+    pruned = " pruned" if local.get("widths") else ""
+    bits = " with fewer bits" if local.get("bits") else ""
+    return f"{local['student']}{pruned}{bits}, {local['rounds']} rounds, {cost}"
 
 
 def _print(folder: Path, approval: bool, found: list[dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from fedward.common.images import augment, to_tensor
 from fedward.common.losses import classification, distillation, prior_offset
 from fedward.common.models import build_student, flatten, split, unflatten
 from fedward.common.per_sample import PerSampleGradients
-from fedward.common.quantization import load_latents
+from fedward.common.quantization import behind, load_latents
 from fedward.common.randomness import KeyedGenerator
 
 PHYSICAL_ROWS = 64  # rows (units * views) of every forward pass, whatever the Poisson draw
@@ -58,11 +58,12 @@ def train(work: LocalRound, records: Split, generator: KeyedGenerator) -> tuple[
     settings = work.settings
     model = build_student(settings.spec)
     latents = [part.clone() for part in unflatten(work.latents, list(model.parameters()))]
-    load_latents(model, latents, settings.spec.precision)
+    load_latents(model, latents, settings.spec.precisions)
     body, trained = split(model, settings.trained)
     latents = latents[len(list(body.parameters())) :]
     before = flatten(latents)
-    step = LatentSGD(trained, latents, settings.spec.precision, work.learning_rate, work.pull)
+    precision = behind(settings.spec.precisions, list(body.parameters()))
+    step = LatentSGD(trained, latents, precision, work.learning_rate, work.pull)
     optimizer = KeyedDPOptimizer(
         step,
         generator.derive("noise"),

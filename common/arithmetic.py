@@ -1,5 +1,6 @@
 """What a student computes for one image, counted in multiply-adds."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,12 +18,27 @@ def multiply_adds(spec: StudentSpec) -> int:
     Raises:
         UnknownName, SettingRefused: as `build_student`.
     """
+    return _summed(spec, _of_layer)
+
+
+def map_values(spec: StudentSpec) -> int:
+    """Values of all maps that convolutions put out for one image: what norms and activations then go through.
+
+    Raises:
+        UnknownName, SettingRefused: as `build_student`.
+    """
+    return _summed(spec, lambda layer, _, output: output.numel() if isinstance(layer, nn.Conv2d) else 0)
+
+
+def _summed(spec: StudentSpec, of_layer: Callable[[Any, Tensor, Tensor], int]) -> int:
+    """The sum of `of_layer(layer, input, output)` in the forward pass of one image."""
     counts: list[int] = []
 
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        counts.append(_of_layer(layer, inputs[0], output))
+        counts.append(of_layer(layer, inputs[0], output))
 
-    model = build_student(spec).to("meta")  # shapes only
+    with torch.device("meta"):  # shapes only: no weight is drawn
+        model = build_student(spec)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear | Attention):
             layer.register_forward_hook(count)

@@ -50,6 +50,8 @@ class LocalSettings(Settings):
             round (`fedward.common.measurement`); 0 asks for none.
         fisher_noise_multiplier: of the Fisher by output channel, asked for likewise; 0 asks for none.
         trained: all, or head: the last layer alone, behind a body that stays as it came.
+        widths: of a pruned convolutional student (`fedward.common.convolutions`); None for its own.
+        bits: of each weight of an int8 student, 2, 4 or 8; None for 8.
     """
 
     student: str
@@ -74,6 +76,8 @@ class LocalSettings(Settings):
     metric_noise_multiplier: float = 0.0
     fisher_noise_multiplier: float = 0.0
     trained: str = "all"
+    widths: tuple[int, ...] | None = None
+    bits: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check every range.
@@ -118,7 +122,8 @@ class LocalSettings(Settings):
     @property
     def spec(self) -> StudentSpec:
         """The student's shapes."""
-        return StudentSpec(self.student, self.channels, self.height, self.width, len(self.classes))
+        shape = self.channels, self.height, self.width, len(self.classes)
+        return StudentSpec(self.student, *shape, self.widths, self.bits)
 
 
 def _check_classes(classes: tuple[str, ...], task: str) -> None:

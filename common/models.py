@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from fedward.common.convolutions import STEP, WIDTHS, Pictures, convolutional
 from fedward.common.errors import SettingRefused, UnknownName
+from fedward.common.quantization import BY_BITS, Precision, is_quantized
 from fedward.common.randomness import KeyedGenerator
 from fedward.common.transformer import Size, vision_transformer
 
 PRECISIONS = ("ternary", "int8", "fp32")
-FAMILIES = ("cnn", "depthwise", "embed", "vit")
+FAMILIES = (*WIDTHS, "vit")
 _TRANSFORMERS = {  # parameters at 28 by 28 grey pixels and two classes
     "vit": Size(width=96, depth=4, heads=3, expansion=2),  # 0.30 million
     "vit-s": Size(width=128, depth=5, heads=4, expansion=4),  # 1.0 million
@@ -25,29 +27,40 @@ _TRANSFORMERS = {  # parameters at 28 by 28 grey pixels and two classes
     "vit-l": Size(width=320, depth=7, heads=5, expansion=4),  # 8.65 million
 }
 _TRANSFORMERS |= {f"{name}-mq": replace(size, is_multi_query=True) for name, size in _TRANSFORMERS.items()}
-NETWORKS = ("cnn", "depthwise", "embed", *_TRANSFORMERS)
+NETWORKS = (*WIDTHS, *_TRANSFORMERS)
 STUDENTS = tuple(f"{precision}-{network}" for precision in PRECISIONS for network in NETWORKS)
 SMALLEST = tuple(f"{precision}-{family}" for precision in PRECISIONS for family in FAMILIES)  # of each kind
 TRAINED = ("all", "head")
-EMBEDDING = 128  # values that the head of an `embed` student reads
 MINIMUM_SIDE = 16
 MAXIMUM_SIDE = 512
 
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """What defines a student's shapes: `name` of `STUDENTS`, image shape and number of classes."""
+    """What defines a student's shapes: `name` of `STUDENTS`, image shape and number of classes.
+
+    Attributes:
+        widths: of `fedward.common.convolutions`, for a pruned student; None for the network's own.
+        bits: of each weight that is quantised, in order: 2 (ternary), 4 or 8; None for what the name says.
+    """
 
     name: str
     channels: int
     height: int
     width: int
     classes: int
+    widths: tuple[int, ...] | None = None
+    bits: tuple[int, ...] | None = None
 
     @property
     def precision(self) -> str:
         """ternary, int8 or fp32."""
         return self.name.split("-", 1)[0]
+
+    @property
+    def precisions(self) -> Precision:
+        """What its weights are quantised to: all alike, or each by its own bits."""
+        return self.precision if self.bits is None else tuple(BY_BITS[bits] for bits in self.bits)
 
     @property
     def network(self) -> str:
@@ -60,86 +73,6 @@ class StudentSpec:
         return self.network.split("-", 1)[0]
 
 
-class Residual(nn.Module):
-    """x + body(x)."""
-
-    def __init__(self, body: nn.Module) -> None:
-        """Wrap `body`, which keeps its input's shape."""
-        super().__init__()
-        self.body = body
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) -> (n, c, h, w)."""
-        out: Tensor = x + self.body(x)
-        return out
-
-
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    # No bias: GroupNorm's own shift follows.
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.GroupNorm(min(8, outputs // 4), outputs), nn.ReLU())
-
-
-def _positions(channels: int, spec: StudentSpec) -> tuple[list[nn.Module], int]:
-    """Layers that pool the map at a quarter of the image's side to about 7 by 7 and flatten it, and how many
-    values come out.
-
-    What follows decides on position and channel.
-    A mean over all positions costs 15 points of validation AUC at epsilon 3: its features share one large
-    common direction, which takes up the clip.
-    """
-    sides = [-(-side // 4) for side in (spec.height, spec.width)]
-    kernel = [max(1, round(side / 7)) for side in sides]
-    pooled = [side // step for side, step in zip(sides, kernel, strict=True)]
-    pool = [nn.AvgPool2d((kernel[0], kernel[1]))] if max(kernel) > 1 else []
-    return [*pool, nn.Flatten()], channels * pooled[0] * pooled[1]
-
-
-def _head(channels: int, spec: StudentSpec) -> list[nn.Module]:
-    layers, values = _positions(channels, spec)
-    return [*layers, nn.Linear(values, spec.classes)]
-
-
-def _cnn(spec: StudentSpec) -> nn.Sequential:
-    body = [_conv(spec.channels, 32, 3, stride=2), _conv(32, 64, 3, stride=2), _conv(64, 64, 3)]
-    return nn.Sequential(*body, *_head(64, spec))
-
-
-def _separable(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(_conv(inputs, inputs, 3, stride, groups=inputs), _conv(inputs, outputs, 1))
-
-
-def _depthwise(spec: StudentSpec) -> nn.Sequential:
-    body = [
-        _conv(spec.channels, 32, 3, stride=2),
-        _separable(32, 96, 2),
-        Residual(_separable(96, 96, 1)),
-        Residual(_separable(96, 96, 1)),
-        Residual(_separable(96, 96, 1)),
-        _separable(96, 128, 1),
-    ]
-    return nn.Sequential(*body, *_head(128, spec))
-
-
-def _embed(spec: StudentSpec) -> nn.Sequential:
-    """A body whose embedding is normalised and then read by a small head: made to have its head alone trained
-    under privacy (`TRAINED`), behind a body that is distilled on public images.
-    """
-    body = [_conv(spec.channels, 32, 3, stride=2), _conv(32, 64, 3, stride=2)]
-    body += [nn.Sequential(Residual(_conv(64, 64, 3)), Residual(_conv(64, 64, 3)))]
-    layers, values = _positions(64, spec)
-    embedding = nn.Linear(values, EMBEDDING), nn.LayerNorm(EMBEDDING)
-    return nn.Sequential(*body, *layers, *embedding, nn.Linear(EMBEDDING, spec.classes))
-
-
-def _transformer(spec: StudentSpec) -> nn.Sequential:
-    size = _TRANSFORMERS[spec.network]
-    return vision_transformer(spec.channels, spec.height, spec.width, spec.classes, size)
-
-
-_BUILDERS = {"cnn": _cnn, "depthwise": _depthwise, "embed": _embed, "vit": _transformer}
-
-
 def build_student(spec: StudentSpec) -> nn.Sequential:
     """The plain network of `spec`, with undefined weights: see `initialise`.
 
@@ -150,7 +83,11 @@ def build_student(spec: StudentSpec) -> nn.Sequential:
     if spec.name not in STUDENTS:
         raise UnknownName(f"There is no student {spec.name!r}; choose one of {', '.join(STUDENTS)}.")
     check_shape(spec)
-    return _BUILDERS[spec.family](spec)
+    if spec.family in WIDTHS:
+        pictures = Pictures(spec.channels, spec.height, spec.width, spec.classes)
+        return convolutional(spec.family, pictures, spec.widths)
+    size = _TRANSFORMERS[spec.network]
+    return vision_transformer(spec.channels, spec.height, spec.width, spec.classes, size)
 
 
 def check_shape(spec: StudentSpec) -> None:
@@ -171,6 +108,45 @@ def check_shape(spec: StudentSpec) -> None:
             f"A student takes images of {MINIMUM_SIDE} to {MAXIMUM_SIDE} pixels a side, "
             f"not {spec.height} by {spec.width}; resize them."
         )
+    if spec.widths is not None:
+        _check_widths(spec.family, spec.widths)
+    if spec.bits is not None:
+        _check_bits(spec)
+
+
+def quantized_weights(spec: StudentSpec) -> int:
+    """How many weights of the student are quantised, each with its own bits."""
+    with torch.device("meta"):  # shapes only
+        return sum(map(is_quantized, build_student(replace(spec, bits=None)).parameters()))
+
+
+def _check_bits(spec: StudentSpec) -> None:
+    if spec.precision != "int8":
+        raise SettingRefused(f"Weights of fewer than 8 bits each are for an int8 student, not {spec.name}.")
+    bits, count = spec.bits, quantized_weights(spec)
+    if not (isinstance(bits, tuple) and len(bits) == count and all(map(_are_bits, bits))):
+        raise SettingRefused(
+            f"The bits of this {spec.name} are {count} numbers, each 2, 4 or 8; not {bits!r:.200}."
+        )
+
+
+def _are_bits(bits: object) -> bool:
+    return type(bits) is int and bits in BY_BITS
+
+
+def _check_widths(family: str, widths: object) -> None:
+    own = WIDTHS.get(family)
+    if own is None:
+        raise SettingRefused(f"A student of the family {family} has no widths to choose: leave them out.")
+    if not (isinstance(widths, tuple) and len(widths) == len(own) and all(map(_fits, widths, own))):
+        raise SettingRefused(
+            f"The widths of a {family} student are {len(own)} multiples of {STEP}, none above its own, "
+            f"{list(own)}; not {widths!r:.200}."
+        )
+
+
+def _fits(width: object, own: int) -> bool:
+    return type(width) is int and STEP <= width <= own and width % STEP == 0
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ import zstandard
 
 from fedward.common.archive import files_of, tar_of
 from fedward.common.bundle import LIMITS_BYTES, MANIFEST, SIGNATURES, model_bytes, unverified_tar
-from fedward.common.compression import WINDOW_LIMIT_BYTES, compressed, family_of, opened
 from fedward.common.code_changes import GAPS, NUMBERS, VALUES, difference, restored
+from fedward.common.compression import WINDOW_LIMIT_BYTES, compressed, family_of, opened
 from fedward.common.errors import PatchRefused, PayloadRefused
 from fedward.common.files import canonical_json, parse_canonical
 from fedward.common.framing import MOST_FRAME_BYTES, pack, unpack

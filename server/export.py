@@ -18,10 +18,11 @@ from torch import nn
 
 from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
-from fedward.common.models import Residual, build_student, flatten, unflatten
-from fedward.common.quantization import QUANTIZERS, dequantize, is_quantized
+from fedward.common.convolutions import WIDTHS, Residual, free_convolutions
+from fedward.common.models import StudentSpec, build_student, flatten, unflatten
+from fedward.common.quantization import QUANTIZERS, dequantize, each_precision, is_quantized
 from fedward.common.transformer import Attention, Block, Mean, Position, Tokens
-from fedward.server import transformer_graph
+from fedward.server import group_norm_graph, transformer_graph
 from fedward.server.graph import CODES, SCALE, Graph
 from fedward.server.leftovers import has_small_leftovers
 
@@ -49,12 +50,6 @@ def _linear_of_tokens(graph: Graph, layer: nn.Linear, value: str, parameters: li
     return transformer_graph.linear(graph, value, parameters)
 
 
-def _group_norm(graph: Graph, layer: nn.GroupNorm, value: str, parameters: list[str]) -> str:
-    return graph.node(
-        "GroupNormalization", [value, *parameters], num_groups=layer.num_groups, epsilon=layer.eps
-    )
-
-
 def _layer_norm(graph: Graph, layer: nn.LayerNorm, value: str, parameters: list[str]) -> str:
     return graph.node("LayerNormalization", [value, *parameters], axis=-1, epsilon=layer.eps)
 
@@ -72,7 +67,6 @@ _Writer = Callable[[Graph, Any, str, list[str]], str]
 _WRITERS: dict[type[nn.Module], _Writer] = {
     nn.Conv2d: _conv,
     nn.Linear: _linear,
-    nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     nn.ReLU: lambda graph, layer, value, parameters: graph.node("Relu", [value]),
     nn.AvgPool2d: _average_pool,
@@ -129,8 +123,9 @@ def to_onnx(settings: LocalSettings, latents: Vector) -> bytes:
     with torch.no_grad():
         for parameter, latent in zip(model.parameters(), parts, strict=True):
             parameter.copy_(latent)
-    graph = Graph(settings.spec.precision, has_small_leftovers(settings.spec))
-    last = _write(graph, model, "", INPUT, _WRITERS)
+    graph = Graph(_precisions(model, settings.spec), has_small_leftovers(settings.spec))
+    writers = {**_WRITERS, nn.GroupNorm: group_norm_graph.writer(model, settings.spec)}
+    last = _write(graph, model, "", INPUT, writers)
     graph.nodes[-1].output[0] = OUTPUT if graph.nodes[-1].output[0] == last else last
     shape = ["n", settings.channels, settings.height, settings.width]
     body = helper.make_graph(
@@ -146,6 +141,12 @@ def to_onnx(settings: LocalSettings, latents: Vector) -> bytes:
     return onnx_model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
 
 
+def _precisions(model: nn.Module, spec: StudentSpec) -> dict[str, str]:
+    """By the parameter's name."""
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    return dict(zip(names, each_precision(spec.precisions, parameters), strict=True))
+
+
 def latents_of(onnx_bytes: bytes, settings: LocalSettings) -> Vector:
     """The inverse of `to_onnx` up to quantisation: latents that equal what the graph computes with.
 
@@ -158,9 +159,10 @@ def latents_of(onnx_bytes: bytes, settings: LocalSettings) -> Vector:
         tensor.name: numpy_helper.to_array(tensor)
         for tensor in onnx.load_from_string(onnx_bytes).graph.initializer
     }
-    parts, precision = [], settings.spec.precision
-    for name, parameter in build_student(settings.spec).named_parameters():
-        is_code = precision != "fp32" and is_quantized(parameter)
+    model, parts = build_student(settings.spec), []
+    precisions = _precisions(model, settings.spec)
+    for name, parameter in model.named_parameters():
+        is_code = precisions[name] != "fp32"
         if is_code or (parameter.dim() == 1 and name + CODES in stored):
             value = _dequantized(stored[name + CODES], stored[name + SCALE])
         else:
@@ -168,10 +170,42 @@ def latents_of(onnx_bytes: bytes, settings: LocalSettings) -> Vector:
         if value.shape != tuple(parameter.shape):
             raise ValueError(f"{name} has shape {value.shape} in the release, {tuple(parameter.shape)} here")
         latent = torch.from_numpy(value.astype(np.float32))
-        if is_code and not _is_of(latent, stored[name + CODES], precision):
-            raise ValueError(f"{name} is not {precision} in the release")
+        if is_code and not _is_of(latent, stored[name + CODES], precisions[name]):
+            raise ValueError(f"{name} is not {precisions[name]} in the release")
         parts.append(latent)
     return flatten(parts).numpy()
+
+
+def widths_of(onnx_bytes: bytes, spec: StudentSpec) -> tuple[int, ...] | None:
+    """The widths of the student in an exported graph, as it may have been pruned; None for its own.
+
+    Raises:
+        KeyError, ValueError: the graph is not one of this network.
+    """
+    if spec.family not in WIDTHS:
+        return None
+    stored = {tensor.name: tensor for tensor in onnx.load_from_string(onnx_bytes).graph.initializer}
+    names = [name + ".weight" for name in free_convolutions(build_student(spec))]
+    found = [stored[name if name in stored else name + CODES] for name in names]
+    widths = tuple(int(tensor.dims[0]) for tensor in found)
+    return None if widths == WIDTHS[spec.family] else widths
+
+
+def bits_of(onnx_bytes: bytes, spec: StudentSpec) -> tuple[int, ...] | None:
+    """Of each weight of an exported int8 student, as it may have been given fewer; None where all have 8.
+
+    Read off the largest code, which every quantiser uses; a weight of zeros has 8.
+
+    Raises:
+        KeyError, ValueError: the graph is not one of this network.
+    """
+    if spec.precision != "int8":
+        return None
+    stored = {tensor.name: tensor for tensor in onnx.load_from_string(onnx_bytes).graph.initializer}
+    weights = [name for name, value in build_student(spec).named_parameters() if is_quantized(value)]
+    largest = [int(np.abs(numpy_helper.to_array(stored[name + CODES]).astype(int)).max()) for name in weights]
+    bits = tuple({1: 2, 7: 4}.get(code, 8) for code in largest)
+    return None if set(bits) <= {8} else bits
 
 
 def _is_of(latent: torch.Tensor, codes: np.ndarray, precision: str) -> bool:

@@ -6,24 +6,27 @@ import numpy as np
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from fedward.common.quantization import QUANTIZERS, Quantized, dequantize, is_quantized
+from fedward.common.quantization import QUANTIZERS, Quantized, dequantize
 from fedward.server.leftovers import IN_INT8, as_codes
 
 CODES, SCALE = ".codes", ".scale"
 
 
 class Graph:
-    """Nodes and initialisers so far, of a student of one precision.
+    """Nodes and initialisers so far.
 
     With `is_small`, what is not quantised is stored in int8 or in half precision where that is the same
     numbers (`fedward.server.leftovers`), and made float32 in the graph.
+
+    Args:
+        precisions: fp32 or a key of `QUANTIZERS`, by the parameter's name.
     """
 
-    def __init__(self, precision: str, is_small: bool = False) -> None:
+    def __init__(self, precisions: dict[str, str], is_small: bool = False) -> None:
         """Begin empty."""
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
-        self._precision, self._is_small = precision, is_small
+        self._precisions, self._is_small = precisions, is_small
         self._value = 0
 
     def node(self, operator: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
@@ -48,8 +51,8 @@ class Graph:
 
     def parameter(self, name: str, latent: torch.Tensor) -> str:
         """The parameter as the graph computes with it; codes and scale when it is quantised."""
-        if self._precision != "fp32" and is_quantized(latent):
-            return self._codes(name, QUANTIZERS[self._precision](latent))
+        if self._precisions[name] != "fp32":
+            return self._codes(name, QUANTIZERS[self._precisions[name]](latent))
         if self._is_small and name.endswith(IN_INT8):
             return self._small(name, latent)
         return self._real(name, latent.numpy())

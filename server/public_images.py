@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedward.common.convolutions import EMBEDDING
 from fedward.common.datasets import Split
 from fedward.common.images import augment, to_tensor
-from fedward.common.models import EMBEDDING
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.public_teacher import teacher_features
 

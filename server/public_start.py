@@ -21,11 +21,12 @@ from torch import Tensor
 
 from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
+from fedward.common.convolutions import EMBEDDING
 from fedward.common.datasets import Split
 from fedward.common.errors import SettingRefused
 from fedward.common.images import augment, to_tensor
 from fedward.common.losses import classification, prior_offset
-from fedward.common.models import EMBEDDING, build_student, flatten, initialise, parameter_count
+from fedward.common.models import build_student, flatten, initialise, parameter_count
 from fedward.common.quantization import load_latents
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.public_images import PublicImages

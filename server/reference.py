@@ -66,7 +66,7 @@ def student_logits(settings: LocalSettings, latents: Vector, images: np.ndarray)
     """Logits of the quantised student, float32 (n, classes), on uint8 images (n, h, w, c)."""
     torch.set_num_threads(1)
     model = build_student(settings.spec)
-    load_latents(model, _parts(latents, model), settings.spec.precision)
+    load_latents(model, _parts(latents, model), settings.spec.precisions)
     batches = [model(to_tensor(images[i : i + _BATCH])) for i in range(0, len(images), _BATCH)]
     return np.concatenate([batch.numpy() for batch in batches])
 
@@ -120,7 +120,7 @@ def _squares(
     """The sum over records of the squared gradients of `function(logits, labels)`, (m,), shape (n,)."""
     torch.set_num_threads(1)
     model = build_student(settings.spec)
-    load_latents(model, _parts(latents, model), settings.spec.precision)
+    load_latents(model, _parts(latents, model), settings.spec.precisions)
     engine, total = PerSampleGradients(model), torch.zeros(len(latents))
     for start in range(0, len(records.images), _BATCH):
         labels = torch.from_numpy(records.labels[start : start + _BATCH])

@@ -66,9 +66,9 @@ def simulate(
         str,
         _option(
             _STUDY,
-            "ternary-, int8- or fp32-, then cnn, depthwise, embed (whose body can be distilled), or a vision "
-            "transformer: vit, vit-s, vit-m or vit-l, with -mq behind it for multi-query attention; for "
-            "example int8-cnn or ternary-vit-m.",
+            "ternary-, int8- or fp32-, then cnn, depthwise, mobile, embed (whose body can be distilled), "
+            "or a vision transformer: vit, vit-s, vit-m or vit-l, with -mq behind it for multi-query "
+            "attention; for example int8-cnn or ternary-vit-m.",
         ),
     ] = _D.student,
     recipe: Annotated[
@@ -194,6 +194,22 @@ def simulate(
     trust: Annotated[
         Path | None, _option(_CONTINUE, "Trust file that verifies that release; by default your own.")
     ] = None,
+    prune: Annotated[
+        float,
+        _option(
+            _CONTINUE,
+            "Share of that release's channels to take away first, where the reference data say they are "
+            "missed least; 0 takes none.",
+        ),
+    ] = _D.prune,
+    model_bytes: Annotated[
+        int | None,
+        _option(
+            _CONTINUE,
+            "Bytes that the model file may take: weights of that int8 release get 8, 4 or 2 bits, by what "
+            "the reference data say that they bear.",
+        ),
+    ] = _D.model_bytes,
     ewc_lambda: Annotated[
         float, _option(_CONTINUE, "Strength of EWC's pull toward that release; 0 is none.")
     ] = _D.ewc_lambda,

@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -33,9 +34,7 @@ REPORT_IMAGES = 256
 
 def fp32_graph(study: Study, latents: Vector) -> bytes:
     """The same student's latents as an fp32 ONNX model: what sizes and speeds are compared with."""
-    settings = type(study.local).from_dict(
-        {**study.local.to_dict(), "student": f"fp32-{study.local.spec.network}"}
-    )
+    settings = replace(study.local, student=f"fp32-{study.local.spec.network}", bits=None)
     return to_onnx(settings, latents)
 
 

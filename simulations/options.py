@@ -89,6 +89,8 @@ class Options:
     distillation_alpha: float = 0.3
     distillation_temperature: float = 2.0
     continue_from: str | None = None
+    prune: float = 0.0
+    model_bytes: int | None = None
     ewc_lambda: float = 0.0
     ewc_reference: str | None = None
     ewc_fisher: str | None = None
@@ -139,6 +141,12 @@ class Options:
 
     def _check_company(self) -> None:
         """Refuse an option without what it needs: it would be dropped in silence, or fail after minutes."""
+        if not 0.0 <= self.prune < 1.0:
+            raise SettingRefused(f"--prune is a share of the channels from 0 to below 1, not {self.prune}.")
+        if self.prune > 0 and self.continue_from is None:
+            raise SettingRefused("--prune needs --continue-from: channels go from a trained student.")
+        if self.model_bytes is not None:
+            self._check_model_bytes()
         if self.ewc_lambda > 0 and self.continue_from is None:
             raise SettingRefused("--ewc-lambda needs --continue-from: EWC pulls toward an earlier release.")
         if self.ewc_reference is not None and not self.ewc_lambda > 0:
@@ -171,10 +179,20 @@ class Options:
         if self.reference == "none":
             self._check_without_reference()
 
+    def _check_model_bytes(self) -> None:
+        if self.continue_from is None:
+            raise SettingRefused("--model-bytes needs --continue-from: bits go from a trained student.")
+        if not self.student.startswith("int8-"):
+            raise SettingRefused(
+                f"--model-bytes takes bits from an int8 student, and this is a {self.student}."
+            )
+
     def _check_without_reference(self) -> None:
         for flag, needs_it in (
             ("--teacher reference", self.teacher == "reference"),
             ("--decision calibrated", self.decision == "calibrated"),
+            ("--prune", self.prune > 0),
+            ("--model-bytes", self.model_bytes is not None),
             (
                 "--ewc-lambda without --ewc-reference or --ewc-fisher",
                 self.ewc_lambda > 0 and self.ewc_reference is None and self.ewc_fisher is None,

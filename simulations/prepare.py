@@ -1,7 +1,7 @@
 """Before the first round: data found, the study planned, and only then the run's folder made, whole."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,10 @@ from fedward.common.manifest import release_digest
 from fedward.common.messages import ANCHOR, FISHER, TEACHER
 from fedward.common.randomness import KeyedGenerator
 from fedward.common.trust import load_trust
-from fedward.server.export import latents_of
+from fedward.server.export import bits_of, latents_of, widths_of
 from fedward.server.measuring import read_fisher
+from fedward.server.mixed_precision import with_bits_within
+from fedward.server.pruning import pruned
 from fedward.server.reference import EXPLANATION, fisher_diagonal, halve
 from fedward.server.study_folder import START, StudyFolder
 from fedward.server.teacher import train_plainly
@@ -66,7 +68,9 @@ def prepare(
     )
     known = None if parent is None else (release_digest(parent.manifest), parent.manifest["version"])
     study = plan_study(options, dataset, hospitals, reference, known)
-    fixed = _fixed(options, study, reference, parent)
+    local, released = _start(options, study.local, reference, parent)
+    study = replace(study, local=local)
+    fixed = _fixed(options, study, reference, released)
     if start is not None:
         fixed[START] = start
     write_run(out, Start.of(options, dataset, study, reference), study, hospitals, reference, fixed)
@@ -119,12 +123,29 @@ def _shape(height: int, width: int, channels: int, **_: object) -> str:
     return f"{height} x {width} pixels, {'grey' if channels == 1 else 'colour'}"
 
 
+def _start(
+    options: Options, local: LocalSettings, reference: Split | None, parent: Bundle | None
+) -> tuple[LocalSettings, Vector | None]:
+    """Where the study starts, with the widths and bits that the student then has."""
+    if parent is None:
+        return local, None
+    local, latents = _of_parent(local, parent)
+    if reference is None:
+        return local, latents
+    public = halve(reference).calibration
+    if options.prune > 0:
+        local, latents = pruned(local, latents, public, options.prune)
+    if options.model_bytes is not None:
+        local = with_bits_within(local, latents, public, options.model_bytes)
+    return local, latents
+
+
 def _fixed(
-    options: Options, study: Study, reference: Split | None, parent: Bundle | None
+    options: Options, study: Study, reference: Split | None, start: Vector | None
 ) -> dict[str, Vector]:
     fixed: dict[str, Vector] = {}
-    if parent is not None:
-        fixed[START] = _parent_latents(study.local, parent)
+    if start is not None:
+        fixed[START] = start
     if options.ewc_lambda > 0:
         fixed |= {ANCHOR: fixed[START], FISHER: _fisher(options, study.local, fixed[START], reference)}
     if options.teacher == "reference":
@@ -132,7 +153,8 @@ def _fixed(
     return fixed
 
 
-def _parent_latents(local: LocalSettings, parent: Bundle) -> Vector:
+def _of_parent(local: LocalSettings, parent: Bundle) -> tuple[LocalSettings, Vector]:
+    """`local` with the widths and bits of the release, and its latents."""
     manifest = parent.manifest
     for what, theirs, mine in (
         ("student", manifest["student"], local.student),
@@ -143,14 +165,17 @@ def _parent_latents(local: LocalSettings, parent: Bundle) -> Vector:
         if theirs != mine:
             raise BundleRefused(f"The release to continue from has {what} {theirs}, this study {mine}.")
     try:
-        latents = latents_of(model_bytes(parent), local)
+        graph = model_bytes(parent)
+        local = replace(local, widths=widths_of(graph, local.spec))
+        local = replace(local, bits=bits_of(graph, local.spec))
+        latents = latents_of(graph, local)
     except Exception as error:  # what is no ONNX at all raises protobuf's own errors
         raise BundleRefused(
             f"The release to continue from does not hold the weights of a {local.student}: {error}."
         ) from error
     if not np.isfinite(latents).all():
         raise BundleRefused("The release to continue from holds weights that are no finite numbers.")
-    return latents
+    return local, latents
 
 
 def _fisher(options: Options, local: LocalSettings, latents: Vector, reference: Split | None) -> Vector:
@@ -179,6 +204,6 @@ def _teacher(study: Study, reference: Split | None) -> Vector:
     if reference is None:
         raise SettingRefused(f"--teacher reference needs reference data. {EXPLANATION}")
     network = study.local.spec.network
-    settings = LocalSettings.from_dict({**study.local.to_dict(), "student": f"fp32-{network}"})
+    settings = replace(study.local, student=f"fp32-{network}", bits=None)
     generator = KeyedGenerator.from_seed(study.seed or 0, "teacher")
     return train_plainly(settings, halve(reference).calibration, _TEACHER_STEPS, generator).astype(np.float32)

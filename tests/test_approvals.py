@@ -222,3 +222,14 @@ def test_approving_again_with_other_settings_takes_the_place_of_the_first(tmp_pa
     assert len(studies.listed()["approved"]) == 1
     with pytest.raises(UnknownName):
         studies.approve("chest")
+
+
+def test_whoever_approves_is_told_of_pruned_channels_and_fewer_bits(
+    site: Path, ask: Ask, fedward: Callable[..., Any]
+) -> None:
+    studies, now = Studies(site), datetime.now(UTC)
+    studies.note(ask("whole", student="int8-cnn"), now)
+    studies.note(ask("less", student="int8-cnn", widths=(8, 8, 8), bits=(8, 8, 8, 2)), now)
+    said = {name: fedward("hospital", "approve", name, "--state", site).out for name in ("whole", "less")}
+    assert "int8-cnn, " in said["whole"]
+    assert "int8-cnn pruned with fewer bits, " in said["less"]

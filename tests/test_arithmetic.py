@@ -1,10 +1,12 @@
 """Multiply-adds: what a count by hand gives, and how they grow."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedward.common.arithmetic import multiply_adds
+from fedward.common.arithmetic import map_values, multiply_adds
 from fedward.common.errors import UnknownName
 from fedward.common.models import FAMILIES, NETWORKS, StudentSpec
 
@@ -16,6 +18,12 @@ def of(network: str, side: int = 28, channels: int = 1, classes: int = 2) -> int
 def test_the_convolutional_student_is_counted_as_by_hand() -> None:
     first, second, third = 14 * 14 * 32 * 9, 7 * 7 * 64 * 32 * 9, 7 * 7 * 64 * 64 * 9
     assert of("cnn") == first + second + third + 64 * 7 * 7 * 2
+
+
+def test_the_values_of_its_maps_are_counted_as_by_hand() -> None:
+    spec = StudentSpec("fp32-cnn", 1, 28, 28, 2)
+    assert map_values(spec) == 14 * 14 * 32 + 2 * 7 * 7 * 64
+    assert map_values(replace(spec, widths=(8, 64, 16))) == 14 * 14 * 8 + 7 * 7 * (64 + 16)
 
 
 @pytest.mark.parametrize(("network", "shared"), [("vit", 96), ("vit-mq", 32)])

@@ -44,6 +44,9 @@ LOCAL: dict[str, Any] = {
     "distillation_temperature": 2.0,
     "metric_noise_multiplier": 0.0,
     "fisher_noise_multiplier": 0.0,
+    "trained": "all",
+    "widths": None,
+    "bits": None,
 }
 STUDY: dict[str, Any] = {
     "name": "chest",
@@ -99,9 +102,12 @@ CHOICES: dict[str, list[Any]] = {
     "student": ["ternary", "", None, 3, ["ternary-cnn"]],
     "task": ["Binary", "regression", None],
     "unit": ["patient", "", None],
+    "trained": ["body", "", None],
     "augmentation": ["flip", "", None, 1],
     "channels": [0, 2, 4, -1, 10**12, 1.0, "1", None, True],
     "classes": [(), ("one",), "ab", None, 2, ("a", "a"), ("a", ""), ("a", 1), ("a", "b\n"), ("a", "b", "c")],
+    "widths": [(), 0, "8, 8, 8", [8, 8, 8], (8, 8), (32, 64, 72), (32, 64, 4), (0, 64, 64), (32, 64, 8.0)],
+    "bits": [(8, 8, 8, 8)],  # of a ternary student; those of an int8 one: test_models
     "class_prior": [(), (1.0,), (0.5, 0.6), (0.0, 1.0), (-0.5, 1.5), (math.nan, 0.5), ("a", "b"), 0.5, "ab"],
 }
 STUDY_CHOICES: dict[str, list[Any]] = {
@@ -162,7 +168,7 @@ def test_a_study_setting_out_of_range_is_refused(name: str, value: Any) -> None:
         study(**{name: value})
 
 
-@pytest.mark.parametrize("name", [name for name in LOCAL if name != "class_prior"])
+@pytest.mark.parametrize("name", [name for name in LOCAL if name not in ("class_prior", "widths", "bits")])
 def test_no_local_setting_may_be_missing(name: str) -> None:
     with pytest.raises(SettingRefused):
         local(**{name: None})
@@ -275,6 +281,16 @@ def test_a_study_comes_back_from_json(value: Study) -> None:
     assert back == value
     assert isinstance(back.local, LocalSettings)
     assert all(isinstance(hospital, EnrolledHospital) for hospital in back.hospitals)
+
+
+def test_widths_and_bits_come_back_and_nothing_is_written_where_there_are_none() -> None:
+    pruned = local(widths=(16, 64, 8))
+    assert LocalSettings.from_dict(json.loads(json.dumps(pruned.to_dict()))) == pruned
+    assert pruned.spec.widths == (16, 64, 8)
+    mixed = local(student="int8-cnn", bits=(8, 4, 2, 8))
+    assert LocalSettings.from_dict(json.loads(json.dumps(mixed.to_dict()))) == mixed
+    assert mixed.spec.precisions == ("int8", "int4", "ternary", "int8")
+    assert not {"widths", "bits"} & set(local().to_dict())
 
 
 def test_an_enrolled_hospital_comes_back_from_json() -> None:

@@ -348,6 +348,29 @@ def test_a_model_of_another_length_is_refused(
     _refused(opened(), dataclasses.replace(ask(), vectors=vectors), PayloadRefused, "values")
 
 
+@pytest.mark.usefixtures("never_trains")
+def test_a_model_whose_shapes_are_not_those_that_its_message_names_is_refused(
+    opened: Opener, ask: Callable[..., TrainRequest]
+) -> None:
+    _refused(opened(), ask(widths=(32, 16, 32)), PayloadRefused, "values")
+
+
+def test_a_pruned_student_with_its_own_bits_is_tuned_and_charged(
+    opened: Opener, ask: Callable[..., TrainRequest], make_local: LocalMaker
+) -> None:
+    changes = {"student": "int8-cnn", "widths": (16, 8, 16), "bits": (8, 2, 4, 8)}
+    model = build_student(make_local(**changes).spec)
+    initialise(model, KeyedGenerator.from_seed(0))
+    narrow = flatten(list(model.parameters())).numpy()
+    request = dataclasses.replace(ask(**changes), vectors={LATENTS: encode(narrow, "fp32")})
+    hospital = opened()
+    reply = hospital.answer(request)
+    change = decode(reply.update, len(narrow), "fp32")
+    assert np.isfinite(change).all()
+    assert change.any()
+    assert _charges(hospital) == [("study", 1)]
+
+
 @pytest.mark.parametrize(
     ("settings", "names"),
     [({"ewc_lambda": 0.5}, (ANCHOR, FISHER)), ({"distillation_alpha": 0.5}, (TEACHER,))],

@@ -1,6 +1,7 @@
 """The students: shapes, size, no statistic of the batch, and refusals of what none takes."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from fedward.common.convolutions import WIDTHS
 from fedward.common.errors import SettingRefused, UnknownName
 from fedward.common.models import (
     FAMILIES,
@@ -56,6 +58,74 @@ def test_every_side_from_16_pixels_fits(family: str, height: int, width: int, cl
 
 def test_the_convolutional_student_has_about_60_thousand_parameters() -> None:
     assert 50_000 < parameter_count(build_student(spec(side=28))) < 70_000
+
+
+def test_the_mobile_student_has_about_a_quarter_of_a_million_parameters() -> None:
+    assert 200_000 < parameter_count(build_student(spec("fp32-mobile", side=28))) < 600_000
+
+
+@pytest.mark.parametrize(("side", "left"), [(16, 4), (28, 7), (64, 8), (112, 7), (224, 7), (512, 16)])
+def test_the_mobile_student_looks_at_about_7_by_7_places_at_last(side: int, left: int) -> None:
+    last = list(ready(spec("fp32-mobile", side=side)).children())
+    body = nn.Sequential(
+        *[layer for layer in last if not isinstance(layer, nn.AvgPool2d | nn.Flatten | nn.Linear)]
+    )
+    assert body(torch.zeros(1, 1, side, side)).shape[2:] == (left, left)
+
+
+WIDTHS_OF = st.sampled_from(sorted(WIDTHS)).flatmap(
+    lambda family: st.tuples(
+        st.just(family),
+        st.tuples(*[st.integers(1, own // 8).map(lambda eighth: 8 * eighth) for own in WIDTHS[family]]),
+    )
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(WIDTHS_OF, st.sampled_from([16, 28, 40]))
+def test_every_narrower_student_is_built_with_its_widths(
+    chosen: tuple[str, tuple[int, ...]], side: int
+) -> None:
+    family, widths = chosen
+    shape = StudentSpec(f"fp32-{family}", 1, side, side, 3, widths)
+    model = ready(shape)
+    assert model(images(2, shape)).shape == (2, 3)
+    found = {layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)}
+    assert found == set(widths)
+
+
+@pytest.mark.parametrize("family", sorted(WIDTHS))
+def test_a_students_own_widths_are_the_student_itself(family: str) -> None:
+    own, named = (ready(StudentSpec(f"fp32-{family}", 1, 28, 28, 2, w)) for w in (None, WIDTHS[family]))
+    assert torch.equal(flatten(list(own.parameters())), flatten(list(named.parameters())))
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [(), (0, 64, 64), (32, 64), (40, 64, 64), (32, 64, 60), (32, 64, True), (32, 64, "8"), [32, 64, 64], 5],
+)
+def test_widths_that_no_student_has_are_refused_with_its_own(widths: Any) -> None:
+    with pytest.raises(SettingRefused, match=r"3 multiples of 8, none above its own, \[32, 64, 64\]"):
+        build_student(StudentSpec("fp32-cnn", 1, 28, 28, 2, widths))
+
+
+def test_a_transformer_has_no_widths_to_choose() -> None:
+    with pytest.raises(SettingRefused, match="family vit has no widths"):
+        build_student(StudentSpec("fp32-vit", 1, 28, 28, 2, (8,)))
+
+
+@pytest.mark.parametrize(
+    "bits", [(), (8,) * 3, (8,) * 5, (8, 8, 8, 3), (8, 8, 8, True), (8, 8, 8, "4"), [8] * 4, 8]
+)
+def test_bits_that_an_int8_student_cannot_have_are_refused(bits: Any) -> None:
+    with pytest.raises(SettingRefused, match="4 numbers, each 2, 4 or 8"):
+        build_student(StudentSpec("int8-cnn", 1, 28, 28, 2, None, bits))
+
+
+@pytest.mark.parametrize("name", ["ternary-cnn", "fp32-cnn"])
+def test_only_an_int8_students_weights_take_fewer_bits(name: str) -> None:
+    with pytest.raises(SettingRefused, match="for an int8 student"):
+        build_student(StudentSpec(name, 1, 28, 28, 2, None, (8,) * 4))
 
 
 def test_precision_changes_no_shape_so_a_teacher_of_fp32_fits() -> None:

@@ -63,6 +63,7 @@ def go_on(fedward: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         (["--ewc-lambda", "1", "--ewc-reference", "phantom:size=32"], "DatasetRefused", ["32 x 32"]),
         (["--ewc-lambda", "1", "--ewc-reference", "phantom-findings"], "DatasetRefused", ["multi-label"]),
         (["--ewc-lambda", "1", "--ewc-reference", "nonsense"], "UnknownName", ["nonsense"]),
+        (["--prune", "0.9"], "SettingRefused", ["empty layers", "0.75"]),
         (["--trust", "/nowhere.json"], "TrustRefused", ["/nowhere.json"]),
     ],
 )

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fedward.common.config import LocalSettings
+from fedward.common.convolutions import EMBEDDING
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import SettingRefused, StartRefused, TeacherRefused
 from fedward.common.images import to_tensor
-from fedward.common.models import EMBEDDING, build_student, parameter_count, unflatten
+from fedward.common.models import build_student, parameter_count, unflatten
 from fedward.common.npz_files import archive_bytes
 from fedward.common.quantization import load_latents
 from fedward.common.randomness import KeyedGenerator

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from fedward.common.models import PRECISIONS
 from fedward.common.quantization import (
     QUANTIZERS,
+    behind,
     dequantize,
+    each_precision,
     fake_quantize,
+    int4,
     int8,
     is_quantized,
     load_latents,
@@ -20,7 +23,7 @@ from fedward.common.quantization import (
 )
 
 torch.set_num_threads(1)
-LARGEST = {"ternary": 1, "int8": 127}
+LARGEST = {"ternary": 1, "int4": 7, "int8": 127}
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 4), st.integers(1, 20)),
     st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
@@ -58,6 +61,41 @@ def test_gaussian_weights_are_quantised_once_and_for_all(precision: str) -> None
     again = QUANTIZERS[precision](dequantize(once))
     assert torch.equal(once.codes, again.codes)
     assert torch.equal(once.scale, again.scale)
+
+
+def test_the_largest_weight_of_a_channel_has_the_largest_code() -> None:
+    latent = torch.randn(200, 9, generator=torch.Generator().manual_seed(0))
+    for precision, largest in LARGEST.items():
+        assert QUANTIZERS[precision](latent).codes.abs().amax(dim=1).eq(largest).all()
+
+
+def test_int4_rounds_to_the_nearest_of_fifteen_levels() -> None:
+    quantized = int4(torch.tensor([[7.0, -3.4, 0.6, 0.4, -7.0]]))
+    assert quantized.codes.tolist() == [[7, -3, 1, 0, -7]]
+    assert quantized.scale.tolist() == [1.0]
+
+
+def test_each_weight_has_its_own_precision_and_the_rest_stays() -> None:
+    latents = [torch.randn(4, 3), torch.randn(4), torch.randn(2, 4)]
+    assert each_precision("int8", latents) == ["int8", "fp32", "int8"]
+    assert each_precision(("ternary", "int4"), latents) == ["ternary", "fp32", "int4"]
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2, bias=False))
+    load_latents(model, latents, ("ternary", "int4"))
+    expected = [fake_quantize(latents[0], "ternary"), latents[1], fake_quantize(latents[2], "int4")]
+    assert all(torch.equal(p, e) for p, e in zip(model.parameters(), expected, strict=True))
+
+
+def test_what_comes_behind_a_body_has_the_precisions_that_are_left() -> None:
+    body = [torch.randn(4, 3), torch.randn(4)]
+    assert behind("int8", body) == "int8"
+    assert behind(("ternary", "int4", "int8"), body) == ("int4", "int8")
+    assert behind(("ternary",), []) == ("ternary",)
+
+
+@pytest.mark.parametrize("precision", [(), ("int8",), ("int8", "int8", "int8")])
+def test_another_number_of_precisions_than_weights_is_refused(precision: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="do not fit 2 weights"):
+        each_precision(precision, [torch.zeros(1, 1), torch.zeros(1), torch.zeros(1, 1)])
 
 
 def test_ternary_follows_the_threshold_of_its_paper() -> None:
@@ -131,7 +169,7 @@ def test_fp32_returns_a_copy_that_does_not_follow_the_latent() -> None:
 
 def test_an_unknown_precision_is_an_error_and_never_full_precision() -> None:
     with pytest.raises(KeyError):
-        fake_quantize(torch.ones(2, 2), "int4")
+        fake_quantize(torch.ones(2, 2), "int3")
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

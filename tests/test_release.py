@@ -71,7 +71,16 @@ def _manifest(folder: StudyFolder, signer: Signer) -> Manifest:
 
 
 @pytest.mark.parametrize(
-    "student", ["ternary-cnn", "int8-depthwise", "fp32-cnn", "ternary-vit", "ternary-vit-s-mq", "int8-vit"]
+    "student",
+    [
+        "ternary-cnn",
+        "int8-depthwise",
+        "fp32-cnn",
+        "ternary-mobile",
+        "ternary-vit",
+        "ternary-vit-s-mq",
+        "int8-vit",
+    ],
 )
 def test_the_edge_opens_the_release_and_predicts_what_was_trained(
     released: Maker, signer: Signer, phantom: ImageDataset, student: str

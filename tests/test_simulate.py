@@ -233,7 +233,8 @@ def test_every_task_runs_and_reports(
 
 
 @pytest.mark.parametrize(
-    "student", ["int8-cnn", "fp32-cnn", "ternary-depthwise", "fp32-depthwise", "ternary-vit-mq"]
+    "student",
+    ["int8-cnn", "fp32-cnn", "ternary-depthwise", "fp32-depthwise", "ternary-mobile", "ternary-vit-mq"],
 )
 def test_every_kind_of_student_runs(simulate: Command, student: str) -> None:
     out = simulate("--student", student)
@@ -282,6 +283,36 @@ def test_an_earlier_release_is_continued_with_ewc(simulate: Command, finished: P
                      "phantom:seed=9,train=60,val=30,test=40")  # fmt: skip
     digests = [metrics_of(folder)["release"]["digest"] for folder in (out, loose, other)]
     assert len(set(digests)) == 3
+
+
+def test_a_pruned_student_is_tuned_by_the_hospitals_and_released_narrower(
+    simulate: Command, finished: Path
+) -> None:
+    out = simulate("--continue-from", finished / "release", "--prune", 0.5)
+    local = metrics_of(out)["study"]["local"]
+    assert sum(local["widths"]) == 80
+    later = release_of(out).manifest
+    assert (later["parent"], later["version"]) == (release_digest(release_of(finished).manifest), 2)
+    before, after = metrics_of(finished), metrics_of(out)
+    assert after["release"]["fp32_bytes"] < before["release"]["fp32_bytes"] / 2
+    assert after["rounds"][0]["uplink_bytes"] < before["rounds"][0]["uplink_bytes"] / 2
+    assert after["release"]["agreement"] >= 0.97
+    with np.load(out / "fixed.npz") as fixed:
+        assert not np.array_equal(fixed["start"], np.load(out / "final.npy"))
+    again = simulate("--continue-from", out / "release")
+    assert metrics_of(again)["study"]["local"]["widths"] == local["widths"]
+
+
+def test_an_int8_release_is_brought_within_its_bytes_and_tuned_there(simulate: Command) -> None:
+    whole = simulate("--student", "int8-cnn")
+    most = metrics_of(whole)["release"]["bytes"] // 2
+    out = simulate("--student", "int8-cnn", "--continue-from", whole / "release", "--model-bytes", most)
+    release, local = metrics_of(out)["release"], metrics_of(out)["study"]["local"]
+    assert set(local["bits"]) <= {2, 4, 8}
+    assert release["bytes"] <= 1.02 * most  # weighed before the hospitals' rounds
+    assert release["agreement"] >= 0.97
+    again = simulate("--student", "int8-cnn", "--continue-from", out / "release")
+    assert metrics_of(again)["study"]["local"]["bits"] == local["bits"]
 
 
 def test_a_strong_pull_holds_the_weights_that_the_earlier_task_needs(

@@ -105,6 +105,13 @@ def refused(done: Any, name: str, *words: str) -> None:
         (["--ewc-lambda", "-1"], "SettingRefused", ["ewc_lambda"]),
         (["--ewc-reference", "phantom"], "SettingRefused", ["--ewc-lambda"]),
         (["--trust", NONE], "SettingRefused", ["--continue-from"]),
+        (["--prune", "0.3"], "SettingRefused", ["--continue-from"]),
+        (["--student", "int8-cnn", "--model-bytes", "9000"], "SettingRefused", ["--continue-from"]),
+        (["--model-bytes", "9000", "--continue-from", NONE], "SettingRefused", ["int8", "ternary-cnn"]),
+        (["--prune", "1", "--continue-from", NONE], "SettingRefused", ["--prune", "below 1"]),
+        (["--prune", "nan", "--continue-from", NONE], "SettingRefused", ["--prune", "below 1"]),
+        (["--prune", "-0.1", "--continue-from", NONE], "SettingRefused", ["--prune", "below 1"]),
+        (["--prune", "0.3", "--continue-from", NONE, "--reference", "none"], "SettingRefused", ["--prune"]),
         (
             ["--continue-from", NONE, "--ewc-lambda", "1", "--reference", "none"],
             "SettingRefused",

@@ -69,3 +69,12 @@ def test_a_public_prior_lets_a_rare_class_win(make_local: LocalMaker, bright: Sp
 
     assert lead((0.99, 0.01)) > lead(None) + 0.5
     assert lead((0.01, 0.99)) < lead(None) - 0.5
+
+
+def test_it_goes_on_from_given_latents(make_local: LocalMaker, bright: Split) -> None:
+    local = make_local(student="fp32-cnn")
+    first = train_plainly(local, bright, 15, _generator())
+    kept = first.copy()
+    again = train_plainly(local, bright, 1, _generator(1), first)
+    assert first.tobytes() == kept.tobytes()
+    assert 0.0 < np.abs(again - first).max() < 0.1  # one step of AdamW, not another start
