@@ -100,7 +100,7 @@ def _patched(state: Path, known: list[Listed], entry: Listed) -> tuple[bytes, in
     held = [one for one in known if one.file != entry.file and (place / one.file).exists()]
     for base in held[::-1][:_MOST_BASES]:
         # A damaged patch or base costs a request; the whole release is there still.
-        with contextlib.suppress(BundleRefused):
+        with contextlib.suppress(BundleRefused, GatewayFailed):
             patch = _get(state, patch_name(base.file, entry.file), min(entry.bytes, PATCH_LIMIT_BYTES))
             if patch is None:
                 continue

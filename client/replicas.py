@@ -5,6 +5,7 @@ or a fixed vector as it came. A study has at most two models: the one that its l
 the one before, to which that round is a difference if it is asked again.
 """
 
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -115,7 +116,8 @@ class Replicas:
         stay = {self._path(study, digest) for digest in kept}
         for path in self.folder.glob(f"{_key(study)}-*.vector"):
             if path not in stay:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # what cannot be removed harms nothing but the disk's room
+                    path.unlink()
 
 
 def _refuse_other_vectors(request: TrainRequest) -> None:

@@ -9,7 +9,7 @@ from fedward.common.config import LocalSettings
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.public_images import PublicImages, public_images
-from fedward.server.public_start import public_start
+from fedward.server.public_start import check_student, public_start
 from fedward.server.public_teacher import load_teacher
 from fedward.server.reference import halve, measure
 from fedward.server.teacher import train_plainly
@@ -36,6 +36,7 @@ def start_or_reason(
         TeacherRefused: the public teacher is not installed, or is another.
         SettingRefused: the student takes no public start.
     """
+    check_student(local)  # before minutes of work
     if reference is None or len(reference.images) < _FEWEST:
         return None, f"the distilled recipe needs at least {_FEWEST} public reference records."
     if public.train.images.shape[1:] != reference.images.shape[1:]:

@@ -97,7 +97,8 @@ def _with_recipe(plan: Plan, name: str) -> Plan:
         raise UnknownName(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.")
     typed = typed_names()
     own = {key: value for key, value in RECIPES[name].items() if key not in typed}
-    return dataclasses.replace(plan, **own, recipe=name)
+    kept = tuple(sorted(typed & set(RECIPES[name])))
+    return dataclasses.replace(plan, **own, recipe=name, kept=kept)
 
 
 def _tell(sentence: str) -> None:

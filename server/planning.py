@@ -40,6 +40,7 @@ class Plan:
         quorum: fewest usable replies that close a round; None for half of the sites.
         uplink, downlink: of `fedward.common.codec.UPLINK_CODECS` and `DOWNLINK_CODECS`.
         recipe: of `fedward.server.recipes.RECIPES`; what it sets stands in the fields behind it, and above.
+        kept: settings that a person set beside the recipe, which it does not change.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Plan:
     schedule: str = "cosine"
     server_momentum: float = 0.0
     averaged_rounds: int = 20
+    kept: tuple[str, ...] = ()
 
 
 def plan_deployed(
@@ -129,7 +131,8 @@ def _settled(
     if public is None:
         raise SettingRefused("The distilled recipe needs public images: name an npz of them with --public.")
     images = sum(site.num_examples for site in sites)
-    sampled = dataclasses.replace(plan, sample_rate=min(plan.sample_rate, sample_rate(images)))
+    is_own = "sample_rate" in plan.kept
+    sampled = plan if is_own else dataclasses.replace(plan, sample_rate=sample_rate(images))
     generator = KeyedGenerator.from_system()
     start, why = start_or_reason(_local(sampled, dataset), public, dataset.val, generator, tell)
     if start is not None:

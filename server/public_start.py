@@ -82,11 +82,20 @@ def public_start(
     return training.centred()
 
 
-def _check(settings: LocalSettings, public: PublicImages) -> None:
+def check_student(settings: LocalSettings) -> None:
+    """Refuse a student that takes no public start.
+
+    Raises:
+        SettingRefused: it is no `embed`.
+    """
     if settings.spec.family != "embed":
         raise SettingRefused(
             f"A public start is of an embed student, not of {settings.student}: take ternary-embed."
         )
+
+
+def _check(settings: LocalSettings, public: PublicImages) -> None:
+    check_student(settings)
     shape = (settings.channels, settings.height, settings.width)
     if tuple(public.images.shape[1:]) != shape:
         raise SettingRefused(

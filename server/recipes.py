@@ -8,7 +8,7 @@ the noise meets a few hundred values instead of tens of thousands.
 import dataclasses
 from typing import Any, TypeVar
 
-Settings = TypeVar("Settings")  # a dataclass with a field `recipe`
+Settings = TypeVar("Settings")  # a dataclass with the fields `recipe` and `kept`
 
 FROM_SCRATCH, DISTILLED = "from-scratch", "distilled"
 RECIPES: dict[str, dict[str, Any]] = {
@@ -35,9 +35,11 @@ def sample_rate(images: int) -> float:
 
 
 def back_to_scratch(settings: Settings, plain: Settings, **changes: Any) -> Settings:
-    """`settings` of the distilled recipe for training from scratch: what a person set stays, the recipe's own
-    goes back to what `plain` has.
+    """`settings` of the distilled recipe for training from scratch: what a person set (`kept`) stays, the
+    recipe's own goes back to what `plain` has.
     """
     own = RECIPES[DISTILLED]
-    back = {name: getattr(plain, name) for name, value in own.items() if getattr(settings, name) == value}
+    changed = [name for name, value in own.items() if getattr(settings, name) == value]
+    kept = settings.kept  # type: ignore[attr-defined]
+    back = {name: getattr(plain, name) for name in changed if name not in kept}
     return dataclasses.replace(settings, **back, recipe=FROM_SCRATCH, **changes)  # type: ignore[type-var]

@@ -121,7 +121,7 @@ def _fixed_vectors(folder: StudyFolder, study: Study) -> dict[str, Vector]:
     Raises:
         CheckpointRefused: a vector that the study needs is missing or damaged.
     """
-    needed = {START} if study.parent is not None else set()
+    needed = {START} if study.parent is not None or study.local.trained == "head" else set()
     needed |= {ANCHOR, FISHER} if study.local.ewc_lambda > 0.0 else set()
     needed |= {TEACHER} if study.local.distillation_alpha > 0.0 else set()
     fixed = _read_fixed(folder.fixed) if folder.fixed.exists() else {}

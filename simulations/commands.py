@@ -268,7 +268,8 @@ def _options(given: dict[str, Any]) -> Options:
     values = {field.name: given[field.name] for field in fields(Options) if field.name in given}
     typed = typed_names()
     recipe = RECIPES.get(given["recipe"], {})  # an unknown one is refused by `Options`
-    return Options(**values | {name: value for name, value in recipe.items() if name not in typed})
+    own = {name: value for name, value in recipe.items() if name not in typed}
+    return Options(**values | own | {"kept": tuple(sorted(typed & set(recipe)))})
 
 
 def _check_given(resume: bool) -> None:

@@ -44,7 +44,7 @@ def _plain(local: LocalSettings, records: Split, generator: KeyedGenerator) -> V
 
 
 def _public(simulation: Simulation, study: Study, start: Vector) -> Vector | None:
-    if study.local.trained == "head":
+    if simulation.options.has_public_start:
         return start
     if simulation.reference is None:
         return None

@@ -22,7 +22,7 @@ from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import SettingRefused, UnknownName
 from fedward.common.models import STUDENTS, TRAINED
 from fedward.server.planning import planned_learning_rate, with_planned_noise
-from fedward.server.recipes import FROM_SCRATCH, RECIPES
+from fedward.server.recipes import DISTILLED, FROM_SCRATCH, RECIPES
 from fedward.server.reference import class_prior
 from fedward.simulations.partitions import partition
 
@@ -59,6 +59,7 @@ class Options:
 
     Attributes, of those that are not the command's own words:
         recipe_note: why another recipe than the wanted one is used; empty where the wanted one is.
+        kept: settings that a person set beside the recipe, which it does not change.
     """
 
     dataset: str = "auto"
@@ -104,6 +105,7 @@ class Options:
     start: str | None = None
     trained: str = "all"
     recipe_note: str = ""
+    kept: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check all that can be checked before a data set is read.
@@ -159,6 +161,13 @@ class Options:
             raise SettingRefused("--ewc-fisher is a Fisher already: leave out --ewc-reference, or that.")
         if self.start is not None and self.continue_from is not None:
             raise SettingRefused("--start and --continue-from both say where to start: leave out one.")
+        if self.recipe == DISTILLED and self.continue_from is not None:
+            raise SettingRefused("--recipe distilled starts from public images: leave out --continue-from.")
+        if self.trained == "head" and not self.has_body:
+            raise SettingRefused(
+                "--trained head needs a body that learned something: add --recipe distilled, --start or "
+                "--continue-from."
+            )
         if self.epsilon is None and self.uplink not in PLAIN_CODECS:
             raise SettingRefused(
                 f"--uplink-codec {self.uplink} rounds at a part of the noise: leave out --epsilon none."
@@ -186,6 +195,16 @@ class Options:
             raise SettingRefused(
                 f"--model-bytes takes bits from an int8 student, and this is a {self.student}."
             )
+
+    @property
+    def has_public_start(self) -> bool:
+        """Whether the first model is what public data taught."""
+        return self.recipe == DISTILLED or self.start is not None
+
+    @property
+    def has_body(self) -> bool:
+        """Whether the first model is more than random numbers."""
+        return self.has_public_start or self.continue_from is not None
 
     def _check_without_reference(self) -> None:
         for flag, needs_it in (

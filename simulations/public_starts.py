@@ -9,6 +9,7 @@ from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import DatasetRefused
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.distilling import start_or_reason
+from fedward.server.public_start import check_student
 from fedward.server.recipes import DISTILLED, back_to_scratch, sample_rate
 from fedward.server.start_file import read_start_file
 from fedward.simulations.options import Options, local_settings
@@ -31,7 +32,7 @@ def settle(
         StartRefused, SettingRefused: the start or the student does not fit.
     """
     asked = options
-    if options.recipe == DISTILLED and options.sample_rate == 1.0:
+    if options.recipe == DISTILLED and "sample_rate" not in options.kept and options.sample_rate == 1.0:
         options = dataclasses.replace(options, sample_rate=sample_rate(len(dataset.train.images)))
     if options.start is not None:
         return options, read_start_file(Path(options.start), local_settings(options, dataset, reference))[0]
@@ -48,9 +49,20 @@ def _made(
     options: Options, dataset: ImageDataset, reference: Split | None, tell: Tell
 ) -> tuple[Vector | None, str]:
     local = local_settings(options, dataset, reference)
+    check_student(local)
     try:
-        public = find_dataset(AUTO if options.public == "auto" else options.public, local.height)
+        public = find_dataset(AUTO if options.public == "auto" else options.public)
     except DatasetRefused as refusal:
+        if options.public != "auto":
+            raise
         return None, f"there are no public images to distil on ({refusal})"
+    if shared := _shared(public.train, dataset):
+        return None, f"{shared:,} images of {public.name} are the study's own: they are not public."
     generator = KeyedGenerator.from_seed(options.seed, "public start")
     return start_or_reason(local, public, reference, generator, tell)
+
+
+def _shared(public: Split, dataset: ImageDataset) -> int:
+    """How many public images are among the hospitals' or the test split, pixel by pixel."""
+    private = {image.tobytes() for split in (dataset.train, dataset.test) for image in split.images}
+    return sum(image.tobytes() in private for image in public.images)

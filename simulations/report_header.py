@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedward.common.metrics import macro_auc_standard_error
+from fedward.server.recipes import DISTILLED
 from fedward.simulations.markup import escaped
 from fedward.simulations.report_details import ReportDetails
 from fedward.simulations.wording import counted, decimal, percent, size, small, spent, times
@@ -60,12 +61,10 @@ def _recipe(options: Mapping[str, Any]) -> list[str]:
     if note := options.get("recipe_note"):
         text = f"The distilled recipe was asked for and not used: {note}"
         return [_notice("Trained from scratch.", text)]
-    if options.get("trained") != "head":
+    if options.get("recipe") != DISTILLED and options.get("start") is None:
         return []
-    text = (
-        "The body was trained on public images before any hospital took part, and the hospitals trained the "
-    )
-    text += "head alone. What public data alone reach is among the comparisons, where they were asked for."
+    text = "The first model had learned from public images before any hospital took part. What these alone "
+    text += "reach is among the comparisons, where they were asked for."
     return [_notice("A public start.", text)]
 
 

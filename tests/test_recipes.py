@@ -11,13 +11,15 @@ from rich.console import Console
 
 from fedward.common.codec import Vector, decode, encode
 from fedward.common.config import LocalSettings
-from fedward.common.errors import StartRefused
+from fedward.common.errors import CheckpointRefused, DatasetRefused, SettingRefused, StartRefused
 from fedward.common.models import build_student, frozen_count, parameter_count
 from fedward.server import distilling
 from fedward.server.checkpoint import load_checkpoint
 from fedward.server.recipes import DISTILLED, FROM_SCRATCH, RECIPES, sample_rate
+from fedward.server.rounds import start_latents
 from fedward.server.start_file import save_start
 from fedward.server.study_folder import StudyFolder
+from fedward.simulations import public_starts
 from fedward.simulations.options import Options, local_settings
 from fedward.simulations.prepare import prepare, reference_records
 from fedward.simulations.public_starts import settle
@@ -69,7 +71,7 @@ def never_distil(monkeypatch: pytest.MonkeyPatch) -> None:
     ("changes", "words"),
     [
         ({"dataset": COLOUR}, "grey"),
-        ({"public": "/nowhere/x.npz"}, "no public images"),
+        ({"public": DATA}, "the study's own"),
         ({"reference": "none", "prior": "none"}, "reference records"),
         ({"dataset": "phantom:train=60,val=12,test=40"}, "at least 20"),
     ],
@@ -177,3 +179,52 @@ def test_an_unknown_recipe_is_refused_with_those_that_exist(fedward: Command, tm
 def test_the_head_and_ewc_do_not_go_together(make_local: Callable[..., LocalSettings]) -> None:
     with pytest.raises(Exception, match="ewc_lambda"):
         make_local(trained="head", ewc_lambda=0.5)
+
+
+def test_public_images_that_a_person_named_and_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetRefused):
+        settled(options(public=str(tmp_path / "typo.npz")))
+
+
+def test_a_set_that_is_not_at_hand_by_itself_is_no_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = options(public="auto")
+    dataset = find_dataset(asked.dataset)
+    monkeypatch.setattr(public_starts, "AUTO", str(tmp_path / "mednist.npz"))
+    used, start = settle(asked, dataset, reference_records(asked, dataset), print)
+    assert start is None
+    assert "no public images" in used.recipe_note
+
+
+def test_what_was_typed_stays_when_the_recipe_gives_way() -> None:
+    used, _, _ = settled(options(dataset=COLOUR, kept=("rounds", "sample_rate")))
+    assert (used.rounds, used.sample_rate) == (20, 1.0)
+    assert (used.student, used.trained) == ("ternary-cnn", "all")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"recipe": DISTILLED, "continue_from": "r"}, "leave out --continue-from"),
+        ({"trained": "head"}, "needs a body"),
+        ({"start": "s.npz", "continue_from": "r"}, "leave out one"),
+    ],
+)
+def test_starts_that_contradict_each_other_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingRefused, match=words):
+        Options(**{"dataset": DATA} | changes)
+
+
+def test_a_student_without_an_embedding_is_refused_before_the_teacher_looks() -> None:
+    with pytest.raises(SettingRefused, match="embed student"):
+        settled(options(student="ternary-cnn"))
+
+
+def test_a_study_of_the_head_whose_body_is_lost_does_not_begin(
+    make_study: Callable[..., Any], make_local: Callable[..., LocalSettings], tmp_path: Path
+) -> None:
+    folder = StudyFolder(tmp_path / "study")
+    folder.create(make_study(make_local(student="ternary-embed", trained="head"), (30, 20)), None)
+    with pytest.raises(CheckpointRefused, match="vector start"):
+        start_latents(folder)

@@ -548,12 +548,16 @@ def test_a_measurement_has_a_section_only_where_there_is_one_and_says_on_what() 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"trained": "head", "recipe_note": ""}, "A public start."),
-        ({"trained": "all", "recipe_note": "the public images are <b>of cats</b>."}, "&lt;b&gt;of cats"),
+        ({"recipe": "distilled", "recipe_note": ""}, "A public start."),
+        ({"recipe": "from-scratch", "start": "x.npz", "recipe_note": ""}, "A public start."),
+        (
+            {"recipe": "from-scratch", "recipe_note": "the public images are <b>of cats</b>."},
+            "&lt;b&gt;of cats",
+        ),
     ],
 )
 def test_the_recipe_that_was_used_is_told(options: dict[str, str], said: str) -> None:
     told = report_header._recipe(options)
     assert len(told) == 1
     assert said in told[0]
-    assert report_header._recipe({"trained": "all", "recipe_note": ""}) == []
+    assert report_header._recipe({"recipe": "from-scratch", "trained": "head", "recipe_note": ""}) == []

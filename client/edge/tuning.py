@@ -19,7 +19,7 @@ import onnxruntime as ort
 
 from fedward.client.edge.runtime import EdgeModel
 from fedward.common.bundle import Bundle, read_bundle
-from fedward.common.errors import BundleRefused, GoldenRefused, PayloadRefused
+from fedward.common.errors import BundleRefused, PayloadRefused
 from fedward.common.files import (
     canonical_json,
     config_folder,
@@ -79,7 +79,7 @@ def open_tuned(path: Path, trust: Sequence[TrustedKey]) -> EdgeModel:
     if form != FP32:
         try:
             return EdgeModel.of(bundle, form=form)
-        except GoldenRefused:  # something on this machine changed since; fp32 has a check of its own
+        except BundleRefused:  # something on this machine changed since; fp32 has a check of its own
             pass
     return EdgeModel.of(bundle)
 
