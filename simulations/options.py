@@ -115,6 +115,7 @@ class Options:
                 lists those that do.
             SettingRefused: a value out of range, or one that contradicts another.
         """
+        object.__setattr__(self, "kept", tuple(self.kept))  # a list where it comes out of a file
         for what, known in _KNOWN.items():
             if (value := getattr(self, what)) not in known:
                 name = f"{what} codec" if what in ("uplink", "downlink") else what

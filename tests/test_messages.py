@@ -168,12 +168,23 @@ CHANGED_SETTINGS: dict[str, Any] = {
     "distillation_temperature": 3.0,
     "metric_noise_multiplier": 5.0,
     "fisher_noise_multiplier": 5.0,
+    "widths": (16, 64, 8),
 }
+CHANGED_TOGETHER: list[
+    dict[str, Any]
+] = [  # a setting that is refused without another: without it, and with it
+    {"ewc_lambda": 0.0},
+    {"ewc_lambda": 0.0, "trained": "head"},
+    {"student": "int8-cnn"},
+    {"student": "int8-cnn", "bits": (8, 4, 2, 8)},
+]
 
 
 def test_the_digest_changes_with_every_field() -> None:
-    assert set(CHANGED_SETTINGS) == {f.name for f in dataclasses.fields(LocalSettings)} - {"unit"}
-    others = [request(settings=dataclasses.replace(SETTINGS, **{k: v})) for k, v in CHANGED_SETTINGS.items()]
+    changes = [{name: value} for name, value in CHANGED_SETTINGS.items()] + CHANGED_TOGETHER
+    changed = {name for some in changes for name in some}
+    assert changed == {field.name for field in dataclasses.fields(LocalSettings)} - {"unit"}
+    others = [request(settings=dataclasses.replace(SETTINGS, **some)) for some in changes]
     others += [
         request(study="chest2"),
         request(server_round=4),
