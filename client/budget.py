@@ -23,6 +23,7 @@ from fedward.client.spending import (
     steps_of,
 )
 from fedward.common.chain import Head
+from fedward.common.digests import is_digest
 from fedward.common.errors import BudgetRefused, LedgerRefused, RequestRefused
 from fedward.common.files import canonical_json
 from fedward.common.ledger import Ledger
@@ -30,7 +31,6 @@ from fedward.common.privacy import Mechanism, affordable_steps, epsilon, within
 
 _STUDY = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 _KIND = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 # A coordinator that sends other content for one round again and again must not fill the disk.
 _REFUSALS_LOGGED = 8
 
@@ -366,7 +366,7 @@ def _check_request(study: str, server_round: int, content_digest: str, kind: str
     _check_study(study)
     if type(server_round) is not int or not 0 <= server_round < 1 << 53:
         raise RequestRefused(f"A round is numbered by a whole number from 0, not {server_round!r}.")
-    if not isinstance(content_digest, str) or not _DIGEST.fullmatch(content_digest):
+    if not is_digest(content_digest):
         raise RequestRefused("A round's content is named by a SHA-256 in 64 hexadecimal digits.")
     if not isinstance(kind, str) or not _KIND.fullmatch(kind):
         raise RequestRefused("The kind of a charge has 1 to 40 lower-case letters, digits and dashes.")

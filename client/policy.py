@@ -6,7 +6,6 @@ is left out forbids nothing; the budget, and what the hospital's data are, bind 
 """
 
 import hashlib
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +16,7 @@ from fedward.client.egress_fields import CONSENTED, FIELDS, MEASURE, TRAIN
 from fedward.client.hours import Hours
 from fedward.common.codec import CODECS
 from fedward.common.config import LocalSettings
+from fedward.common.digests import is_digest
 from fedward.common.errors import ApprovalMissing, PolicyRefused
 from fedward.common.files import canonical_json
 from fedward.common.measurement import measurements
@@ -26,7 +26,6 @@ from fedward.common.models import STUDENTS
 from fedward.common.privacy import within
 
 CONSENTABLE = tuple(sorted(name for (_, name), (kind, _) in FIELDS.items() if kind == CONSENTED))
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 # rule -> (least, most) that it may be set to
 _RANGES: dict[str, tuple[float, float]] = {
     "max_round_epsilon": (1e-6, 1e3),
@@ -93,7 +92,7 @@ class Policy:
                 )
         for rule, choices in _CHOICES.items():
             _require_known(rule, getattr(self, rule), choices)
-        if not all(map(_DIGEST.fullmatch, self.bundles or ())):
+        if not all(map(is_digest, self.bundles or ())):
             raise PolicyRefused("The policy's bundles are SHA-256 digests in 64 hexadecimal digits each.")
         if (self.min_noise_multiplier or 0.0) > (self.max_noise_multiplier or 1e6):
             raise PolicyRefused(

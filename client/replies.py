@@ -4,9 +4,9 @@ One file a round: a line of canonical JSON ``{content, kind, length, round, sha2
 """
 
 import hashlib
-import re
 from pathlib import Path
 
+from fedward.common.digests import is_digest
 from fedward.common.errors import RequestRefused
 from fedward.common.files import (
     canonical_json,
@@ -19,7 +19,6 @@ from fedward.common.locks import FileLock
 
 MOST_REPLY_BYTES = 1 << 28
 _MOST_HEADER_BYTES = 4096
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class ReplyStore:
@@ -83,7 +82,7 @@ class ReplyStore:
 
 
 def _header(study: str, server_round: int, content_digest: str, kind: str, reply: bytes) -> bytes:
-    if not _DIGEST.fullmatch(content_digest):
+    if not is_digest(content_digest):
         raise RequestRefused("A round's content is named by a SHA-256 in 64 hexadecimal digits.")
     return canonical_json(
         {

@@ -19,7 +19,7 @@ from fedward.common.config import LocalSettings
 from fedward.common.datasets import Split
 from fedward.common.images import augment, to_tensor
 from fedward.common.losses import classification, distillation, prior_offset
-from fedward.common.models import build_student, flatten, split, unflatten
+from fedward.common.models import build_student, flatten, load_vector, split, unflatten
 from fedward.common.per_sample import PerSampleGradients
 from fedward.common.quantization import behind, load_latents
 from fedward.common.randomness import KeyedGenerator
@@ -93,8 +93,9 @@ class UnitGradients:
         self, model: torch.nn.Sequential, work: LocalRound, records: Split, generator: KeyedGenerator
     ) -> None:
         """Prepare the gradients of what `model` trains on `records`; draws come from `generator`."""
-        self._engine = PerSampleGradients(split(model, work.settings.trained)[1])
         self._model = model
+        self._body, trained = split(model, work.settings.trained)
+        self._engine = PerSampleGradients(trained)
         self._settings = work.settings
         self._records = records
         self._generator = generator
@@ -124,7 +125,7 @@ class UnitGradients:
         labels = filled(torch.from_numpy(self._records.labels[rows]), size)
         teacher = None if self._teacher is None else self._teacher(images)
         with torch.no_grad():
-            seen = split(self._model, self._settings.trained)[0](images)
+            seen = self._body(images)
         parts = self._engine.in_parts(seen, lambda logits: self._loss(logits, labels, teacher), views)
         yield from blanks_zeroed(parts, len(units))
 
@@ -159,9 +160,5 @@ def _frozen_teacher(work: LocalRound) -> torch.nn.Sequential | None:
     if work.teacher is None:
         return None
     model = build_student(work.settings.spec)
-    with torch.no_grad():
-        for parameter, value in zip(
-            model.parameters(), unflatten(work.teacher, list(model.parameters())), strict=True
-        ):
-            parameter.copy_(value)
+    load_vector(model, work.teacher.numpy())
     return model.requires_grad_(False).eval()

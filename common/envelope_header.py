@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from fedward.common.digests import is_digest
 from fedward.common.errors import EnvelopeRefused
 from fedward.common.files import canonical_json, parse_canonical
 from fedward.common.numbers import HIGHEST_NUMBER
@@ -18,7 +19,6 @@ from fedward.common.numbers import HIGHEST_NUMBER
 SCHEMA = "fedward.envelope/1"
 MOST_PAYLOAD_BYTES = 1 << 28
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
-_HEX = re.compile(r"[0-9a-f]{64}")
 _LONGEST_NAME = 200  # characters, as in a study's settings
 _MOST_ROUND = 100_000
 
@@ -116,10 +116,6 @@ def _is_whole(value: object, highest: int) -> bool:
     return type(value) is int and 0 <= value <= highest
 
 
-def _is_hex(value: object) -> bool:
-    return isinstance(value, str) and _HEX.fullmatch(value) is not None
-
-
 _FIELDS: dict[str, Any] = {
     "schema": lambda value: value == SCHEMA,
     "study": lambda value: value == "" or _is_name(value),
@@ -130,9 +126,9 @@ _FIELDS: dict[str, Any] = {
     "number": lambda value: _is_whole(value, HIGHEST_NUMBER),
     "expires": lambda value: _is_whole(value, HIGHEST_NUMBER),
     "size": lambda value: _is_whole(value, MOST_PAYLOAD_BYTES),
-    "sha256": _is_hex,
-    "signed_by": _is_hex,
-    "sealed_to": lambda value: value == "" or _is_hex(value),
+    "sha256": is_digest,
+    "signed_by": is_digest,
+    "sealed_to": lambda value: value == "" or is_digest(value),
 }
 
 

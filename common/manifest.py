@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from fedward.common.digests import is_digest
 from fedward.common.errors import BundleRefused
 from fedward.common.files import canonical_json
 
@@ -38,10 +39,6 @@ def _positive(value: Any) -> bool:
 
 def _not_negative(value: Any) -> bool:
     return _number(value) and value >= 0
-
-
-def _digest(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _flag(value: Any) -> bool:
@@ -87,7 +84,7 @@ def _object(fields: dict[str, Check]) -> Check:
     )
 
 
-_FILE = _object({"sha256": _digest, "size": _integer(1)})
+_FILE = _object({"sha256": is_digest, "size": _integer(1)})
 _SITE = _object({"name": _text, "epsilon": _or_null(_not_negative), "delta": _or_null(_not_negative)})
 
 # Objects that are checked by `_anything` are open: producers add to them. All others are exact.
@@ -96,7 +93,7 @@ _FIELDS: dict[str, Check] = {
     "study": _text,
     "student": _text,
     "version": _integer(1),
-    "parent": _or_null(_digest),
+    "parent": _or_null(is_digest),
     "dataset": _text,
     "task": _one_of("binary", "multi-class", "multi-label"),
     "classes": _list_of(_text, low=1),
@@ -123,7 +120,7 @@ _FIELDS: dict[str, Check] = {
     ),
     "metrics": _anything,
     "model": _object(
-        {"format": _one_of("onnx+zstd"), "sha256": _digest, "size": _integer(1, MODEL_RAW_LIMIT_BYTES)}
+        {"format": _one_of("onnx+zstd"), "sha256": is_digest, "size": _integer(1, MODEL_RAW_LIMIT_BYTES)}
     ),
     "files": _object({MODEL: _FILE, GOLDEN: _FILE}),
     "provenance": _anything,

@@ -12,6 +12,7 @@ import numpy as np
 from flwr.app import ConfigRecord, RecordDict
 
 from fedward.common.codec import DIFFERENCES, DOWNLINK_CODECS, UPLINK_CODECS, Payload, codec_id
+from fedward.common.digests import is_digest
 from fedward.common.errors import PayloadRefused, SettingRefused
 from fedward.common.files import parse_canonical
 
@@ -20,7 +21,6 @@ LATENTS, ANCHOR, FISHER, TEACHER = "latents", "anchor", "fisher", "teacher"
 LEDGER_ANCHOR = "ledger_anchor"  # in a request, beside the header that all hospitals get
 REPLICA = "replica"  # in headers of studies whose model travels as differences, and in no others
 _ANCHOR_TOKEN = re.compile(r"([0-9a-f]{48}:[0-9a-f]{64}:[0-9a-f]{64})?")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ def checked_digest(value: object) -> str:
     Raises:
         PayloadRefused: it is not.
     """
-    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+    if not is_digest(value):
         raise PayloadRefused("A message names a model or a vector by a SHA-256 in 64 hexadecimal digits.")
-    return value
+    return str(value)
 
 
 def addressed(request: RecordDict, anchor: str) -> RecordDict:

@@ -9,6 +9,7 @@ logits (n, classes).
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -197,3 +198,15 @@ def unflatten(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     if vector.numel() != sum(sizes):
         raise ValueError(f"a vector of {vector.numel()} values does not fill {sum(sizes)} parameters")
     return [part.view_as(tensor) for part, tensor in zip(torch.split(vector, sizes), like, strict=True)]
+
+
+@torch.no_grad()
+def load_vector(model: nn.Module, vector: np.ndarray) -> None:
+    """Write a packed vector, float32 (n,), into the model's parameters as it is.
+
+    Raises:
+        ValueError: the vector has another length.
+    """
+    parts = unflatten(torch.from_numpy(vector), list(model.parameters()))
+    for parameter, part in zip(model.parameters(), parts, strict=True):
+        parameter.copy_(part)

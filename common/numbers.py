@@ -13,6 +13,7 @@ import re
 from enum import Enum
 from pathlib import Path
 
+from fedward.common.digests import is_digest
 from fedward.common.errors import EnvelopeReplayed, LedgerRefused
 from fedward.common.files import (
     canonical_json,
@@ -27,7 +28,6 @@ WINDOW = 64
 HIGHEST_NUMBER = (1 << 53) - 1  # what every JSON reader keeps exactly
 _SCHEMA = "fedward.numbers/1"
 _LIMIT_BYTES = 1 << 14
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Arrival(Enum):
@@ -79,7 +79,7 @@ class Numbers:
         return arrival
 
     def _path(self, keyid: str) -> Path:
-        if not _DIGEST.fullmatch(keyid):
+        if not is_digest(keyid):
             raise ValueError("a key id has 64 hexadecimal digits")
         return self._folder / f"{keyid}.json"
 
@@ -133,7 +133,7 @@ def _arrival(taken: dict[int, str], number: int, digest: str) -> Arrival:
 
 def _is_taken(one: tuple[object, object]) -> bool:
     number, digest = one
-    return type(number) is int and isinstance(digest, str) and bool(_DIGEST.fullmatch(digest))
+    return type(number) is int and is_digest(digest)
 
 
 class NextNumber:

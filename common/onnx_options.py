@@ -3,6 +3,11 @@
 import onnxruntime
 
 
+def onnx_session(graph: bytes) -> onnxruntime.InferenceSession:
+    """A graph ready to run, on one CPU thread."""
+    return onnxruntime.InferenceSession(graph, session_options(), providers=["CPUExecutionProvider"])
+
+
 def session_options() -> onnxruntime.SessionOptions:
     """Options of every onnxruntime session of a release.
 

@@ -19,7 +19,7 @@ from torch import nn
 from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
 from fedward.common.convolutions import WIDTHS, Residual, free_convolutions
-from fedward.common.models import StudentSpec, build_student, flatten, unflatten
+from fedward.common.models import StudentSpec, build_student, flatten, load_vector
 from fedward.common.quantization import QUANTIZERS, dequantize, each_precision, is_quantized
 from fedward.common.transformer import Attention, Block, Mean, Position, Tokens
 from fedward.server import group_norm_graph, transformer_graph
@@ -119,10 +119,7 @@ def to_onnx(settings: LocalSettings, latents: Vector) -> bytes:
     Equal latents give equal bytes.
     """
     model = build_student(settings.spec)
-    parts = unflatten(torch.from_numpy(latents), list(model.parameters()))
-    with torch.no_grad():
-        for parameter, latent in zip(model.parameters(), parts, strict=True):
-            parameter.copy_(latent)
+    load_vector(model, latents)
     graph = Graph(_precisions(model, settings.spec), has_small_leftovers(settings.spec))
     writers = {**_WRITERS, nn.GroupNorm: group_norm_graph.writer(model, settings.spec)}
     last = _write(graph, model, "", INPUT, writers)

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
@@ -20,7 +19,7 @@ from fedward.common.golden import Golden
 from fedward.common.graph_forms import FP32, FUSED, INT8_PRODUCTS, in_form
 from fedward.common.images import to_tensor
 from fedward.common.metrics import macro_auc
-from fedward.common.onnx_options import session_options
+from fedward.common.onnx_options import onnx_session
 
 LEAST_AGREEMENT, MOST_AUC_LOST, LEAST_IMAGES = 0.995, 0.002, 200
 _ROUNDED = (INT8_PRODUCTS, FUSED)  # the forms that round what a product takes
@@ -66,9 +65,7 @@ def _figures(
 
 
 def _one_by_one(graph: bytes, form: str, inputs: np.ndarray) -> Vector:
-    session = onnxruntime.InferenceSession(
-        in_form(graph, form), session_options(), providers=["CPUExecutionProvider"]
-    )
+    session = onnx_session(in_form(graph, form))
     name = session.get_inputs()[0].name
     rows = [session.run(None, {name: inputs[row : row + 1]})[0] for row in range(len(inputs))]
     return np.concatenate(rows).astype(np.float32)

@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 
 from fedward.common.datasets import read_npz
-from fedward.common.errors import UnknownName
 from fedward.common.files import config_folder
 from fedward.common.printing import printable, unmistakable
 from fedward.common.roles import COORDINATOR, require_role
 from fedward.common.typed import typed_names
 from fedward.server.coordinator import Coordinator
 from fedward.server.planning import Plan, plan_deployed
-from fedward.server.recipes import RECIPES
+from fedward.server.recipes import values_of
 
 _RECIPE = Plan("")
 
@@ -76,7 +75,7 @@ def plan(
         uplink=uplink,
         downlink=downlink,
     )
-    asked = _with_recipe(asked, recipe)
+    asked = dataclasses.replace(asked, **values_of(recipe, typed_names()))
     images = None if public is None else read_npz(public)
     made = plan_deployed(asked, coordinator, read_npz(reference), study, images, _tell)
     sites, noise = [one.name for one in made.hospitals], made.local.noise_multiplier
@@ -89,16 +88,6 @@ def plan(
         f"{made.rounds} rounds with a noise multiplier of {noise:g} cost each at most epsilon {epsilon:g}."
     )
     typer.echo(printable(f"Start it with `fedward coordinator start {study}`."))
-
-
-def _with_recipe(plan: Plan, name: str) -> Plan:
-    """What was typed, then what the recipe says, then the defaults."""
-    if name not in RECIPES:
-        raise UnknownName(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.")
-    typed = typed_names()
-    own = {key: value for key, value in RECIPES[name].items() if key not in typed}
-    kept = tuple(sorted(typed & set(RECIPES[name])))
-    return dataclasses.replace(plan, **own, recipe=name, kept=kept)
 
 
 def _tell(sentence: str) -> None:

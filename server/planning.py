@@ -19,7 +19,7 @@ from fedward.common.randomness import KeyedGenerator
 from fedward.common.rounding import noise_deviation
 from fedward.server.coordinator import Coordinator
 from fedward.server.distilling import start_or_reason
-from fedward.server.recipes import DISTILLED, FROM_SCRATCH, back_to_scratch, sample_rate
+from fedward.server.recipes import DISTILLED, FROM_SCRATCH, back_to_scratch, sampled
 from fedward.server.reference import class_prior, halve
 from fedward.server.shelf import published
 from fedward.server.sites import Site, Sites
@@ -130,13 +130,11 @@ def _settled(
         return plan, None
     if public is None:
         raise SettingRefused("The distilled recipe needs public images: name an npz of them with --public.")
-    images = sum(site.num_examples for site in sites)
-    is_own = "sample_rate" in plan.kept
-    sampled = plan if is_own else dataclasses.replace(plan, sample_rate=sample_rate(images))
+    distilled = sampled(plan, sum(site.num_examples for site in sites))
     generator = KeyedGenerator.from_system()
-    start, why = start_or_reason(_local(sampled, dataset), public, dataset.val, generator, tell)
+    start, why = start_or_reason(_local(distilled, dataset), public, dataset.val, generator, tell)
     if start is not None:
-        return sampled, start
+        return distilled, start
     tell(f"Training from scratch instead: {why}")
     return back_to_scratch(plan, Plan(plan.name)), None
 

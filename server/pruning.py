@@ -22,7 +22,7 @@ from fedward.common.convolutions import STEP, WIDTHS, free_convolutions
 from fedward.common.datasets import Split
 from fedward.common.errors import SettingRefused
 from fedward.common.losses import classification
-from fedward.common.models import StudentSpec, build_student, flatten, unflatten
+from fedward.common.models import StudentSpec, build_student, flatten, load_vector
 from fedward.server.reference import student_logits
 
 # A width keeps a quarter at least: sensitivities are measured one width at a time, and beyond this they say
@@ -77,21 +77,13 @@ def narrowed(settings: LocalSettings, latents: Vector, widths: tuple[int, ...]) 
         SettingRefused: widths that the student does not have.
     """
     build_student(replace(settings.spec, widths=widths))  # for its refusals
-    model = _loaded(settings, latents)
+    model = build_student(settings.spec)
+    load_vector(model, latents)
     example = torch.zeros(1, settings.channels, settings.height, settings.width)
     graph = tp.DependencyGraph().build_dependency(model, example_inputs=example)
     for layer, width in zip(list(free_convolutions(model).values()), widths, strict=True):
         _keep_largest(graph, layer, width)
     return flatten(list(model.parameters())).numpy()
-
-
-def _loaded(settings: LocalSettings, latents: Vector) -> nn.Module:
-    model = build_student(settings.spec)
-    parts = unflatten(torch.from_numpy(latents), list(model.parameters()))
-    with torch.no_grad():
-        for parameter, part in zip(model.parameters(), parts, strict=True):
-            parameter.copy_(part)
-    return model
 
 
 def _keep_largest(graph: tp.DependencyGraph, layer: nn.Conv2d, width: int) -> None:

@@ -22,9 +22,8 @@ _NEAREST, _OTHERS = 9000, 700  # images taken of a class
 _LOOKED_AT = 100  # of a class, to find the nearest
 _VIEWS = 3
 _BATCH = 1280
-_SMALLEST = (
-    1e-6  # a feature's deviation, and a component's share of the variance, below which it says nothing
-)
+# A feature's deviation, and a component's share of the variance, below which it says nothing.
+_SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ A of the study's reference records. Three steps, the student quantised throughou
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,6 +29,7 @@ from fedward.common.models import build_student, flatten, initialise, parameter_
 from fedward.common.quantization import load_latents
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.public_images import PublicImages
+from fedward.server.teacher import Descent, drawn_rows
 
 _SCALE = EMBEDDING**-0.5  # a normalised embedding's length is then 1
 _HEAD_SCALE = 4.0  # of the head's step beside the body's
@@ -121,7 +121,7 @@ class _Training:
         self._offset = prior_offset(settings.class_prior, settings.task)
 
     def distil(self, plan: StartPlan, tell: Callable[[str], None]) -> None:
-        step = _Descent(self._latents[: self._body], plan.rate, plan.steps)
+        step = Descent(self._latents[: self._body], plan.rate, plan.steps)
         for number in range(plan.steps):
             self._load()
             loss = self._distance(plan.batch)
@@ -130,7 +130,7 @@ class _Training:
                 tell(f"distilling, step {number + 1} of {plan.steps}: loss {float(loss.detach()):.3f}")
 
     def tune(self, plan: StartPlan, tell: Callable[[str], None]) -> None:
-        step = _Descent([*self._latents[: self._body], *self._head], plan.tuning_rate, plan.tuning_steps)
+        step = Descent([*self._latents[: self._body], *self._head], plan.tuning_rate, plan.tuning_steps)
         for _ in range(plan.tuning_steps):
             self._load()
             head = [latent.detach().requires_grad_() for latent in self._head]
@@ -154,11 +154,8 @@ class _Training:
     def _load(self) -> None:
         load_latents(self._embedding, self._latents[: self._body], self._settings.spec.precision)
 
-    def _rows(self, batch: int, count: int) -> np.ndarray:
-        return (self._draws.words(batch) % np.uint64(count)).astype(np.int64)
-
     def _distance(self, batch: int) -> Tensor:
-        rows = torch.from_numpy(self._rows(batch, len(self._public.images)))
+        rows = torch.from_numpy(drawn_rows(self._draws, batch, len(self._public.images)))
         images, targets = self._public.images[rows].float(), self._public.targets[rows]
         distance: Tensor = F.mse_loss(self._embedding(images), targets)
         return distance
@@ -168,7 +165,7 @@ class _Training:
         return normalised
 
     def _entropy(self, head: list[Tensor], batch: int) -> Tensor:
-        rows = self._rows(batch, len(self._labelled.images))
+        rows = drawn_rows(self._draws, batch, len(self._labelled.images))
         images = self._altered(to_tensor(self._labelled.images[rows]))
         weight, bias = head
         logits = _HEAD_SCALE * F.linear(self._normalised(images), weight, bias)
@@ -184,18 +181,3 @@ class _Training:
         )
         altered: Tensor = (moved * contrast + brightness).clamp(-1.0, 1.0)
         return altered
-
-
-class _Descent:
-    """AdamW (Loshchilov & Hutter 2019) on latents, by gradients taken elsewhere, with a cosine to zero."""
-
-    def __init__(self, latents: list[Tensor], rate: float, steps: int) -> None:
-        self._latents = latents
-        self._optimizer = torch.optim.AdamW(latents, lr=rate)
-        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, max(1, steps))
-
-    def __call__(self, gradients: tuple[Tensor, ...]) -> None:
-        for latent, gradient in zip(self._latents, gradients, strict=True):
-            latent.grad = gradient
-        self._optimizer.step()
-        self._schedule.step()

@@ -6,9 +6,12 @@ the noise meets a few hundred values instead of tens of thousands.
 """
 
 import dataclasses
+from collections.abc import Set
 from typing import Any, TypeVar
 
-Settings = TypeVar("Settings")  # a dataclass with the fields `recipe` and `kept`
+from fedward.common.errors import UnknownName
+
+Settings = TypeVar("Settings")  # a dataclass with the fields that recipes set, `recipe` and `kept`
 
 FROM_SCRATCH, DISTILLED = "from-scratch", "distilled"
 RECIPES: dict[str, dict[str, Any]] = {
@@ -29,9 +32,27 @@ RECIPES: dict[str, dict[str, Any]] = {
 _FULL_BATCH = 10_000  # images of all hospitals that a step looks at; noise rules out what more would gain
 
 
-def sample_rate(images: int) -> float:
-    """The distilled recipe's sampling rate for so many images in all hospitals, a public constant."""
-    return min(1.0, _FULL_BATCH / max(1, images))
+def values_of(name: str, typed: Set[str]) -> dict[str, Any]:
+    """The fields that recipe `name` sets: its own settings but for those `typed` beside it, which are kept.
+
+    Raises:
+        UnknownName: there is no such recipe.
+    """
+    if name not in RECIPES:
+        raise UnknownName(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.")
+    own = {key: value for key, value in RECIPES[name].items() if key not in typed}
+    return {**own, "recipe": name, "kept": tuple(sorted(typed & set(RECIPES[name])))}
+
+
+def sampled(settings: Settings, images: int) -> Settings:
+    """`settings` of the distilled recipe with its sampling rate for so many images in all hospitals, a public
+    constant; where a person set another rate, that one stays.
+    """
+    is_own = settings.sample_rate != RECIPES[DISTILLED]["sample_rate"]  # type: ignore[attr-defined]
+    if is_own or "sample_rate" in settings.kept:  # type: ignore[attr-defined]
+        return settings
+    rate = min(1.0, _FULL_BATCH / max(1, images))
+    return dataclasses.replace(settings, sample_rate=rate)  # type: ignore[type-var]
 
 
 def back_to_scratch(settings: Settings, plain: Settings, **changes: Any) -> Settings:

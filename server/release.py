@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from fedward.common.bundle import write_bundle
 from fedward.common.codec import Vector
@@ -21,7 +20,7 @@ from fedward.common.files import read_bounded
 from fedward.common.golden import Golden, golden_bytes
 from fedward.common.images import MEAN, STD
 from fedward.common.manifest import GOLDEN, MODEL, SCHEMA
-from fedward.common.onnx_options import session_options
+from fedward.common.onnx_options import onnx_session
 from fedward.common.randomness import KeyedGenerator
 from fedward.common.signing import Signer
 from fedward.server.calibration import Calibration, calibrate
@@ -115,11 +114,6 @@ def final_latents(folder: StudyFolder, study: Study) -> Vector:
             f"{folder.final} is not what the rounds gave; delete it and resume the study."
         )
     return expected
-
-
-def onnx_session(graph: bytes) -> onnxruntime.InferenceSession:
-    """An ONNX student on one CPU thread."""
-    return onnxruntime.InferenceSession(graph, session_options(), providers=["CPUExecutionProvider"])
 
 
 def run_onnx(graph: bytes, inputs: np.ndarray) -> Vector:

@@ -4,7 +4,6 @@ An npz of two members: ``start``, float32 (n,), and ``header``, canonical JSON w
 digest of the latents, and where they come from.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
+from fedward.common.differences import replica_digest
 from fedward.common.errors import DatasetRefused, StartRefused
 from fedward.common.files import canonical_json, write_atomically
 from fedward.common.models import build_student, parameter_count
@@ -27,7 +27,7 @@ def save_start(path: Path, settings: LocalSettings, latents: Vector, origin: str
     Raises:
         OutputRefused: it cannot be written; a file that was there stays.
     """
-    header = {**_shapes(settings), "origin": origin, "sha256": _digest(latents)}
+    header = {**_shapes(settings), "origin": origin, "sha256": replica_digest(latents)}
     packed = np.frombuffer(canonical_json(header), np.uint8)
     write_atomically(path, archive_bytes({"start": latents, "header": packed}))
 
@@ -51,7 +51,7 @@ def read_start_file(path: Path, settings: LocalSettings) -> tuple[Vector, str]:
     _check_shapes(path, given, settings)
     if latents.dtype != np.float32 or latents.shape != (parameter_count(build_student(settings.spec)),):
         raise StartRefused(f"{path} does not hold the latents of a {settings.student}; make it anew.")
-    if _digest(latents) != digest or not np.isfinite(latents).all():
+    if replica_digest(latents) != digest or not np.isfinite(latents).all():
         raise StartRefused(f"{path} was changed after it was made: its digest is another; make it anew.")
     return latents, origin
 
@@ -66,7 +66,3 @@ def _check_shapes(path: Path, given: dict[str, object], settings: LocalSettings)
     for name in _SHAPES:
         if given[name] != wanted[name]:
             raise StartRefused(f"{path} is a start with {name} {given[name]}, the study has {wanted[name]}.")
-
-
-def _digest(latents: Vector) -> str:
-    return hashlib.sha256(latents.astype("<f4").tobytes()).hexdigest()

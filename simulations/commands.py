@@ -14,7 +14,7 @@ from rich.console import Console
 from fedward.common.errors import SettingRefused
 from fedward.common.printing import printable
 from fedward.common.typed import typed_names
-from fedward.server.recipes import RECIPES
+from fedward.server.recipes import values_of
 from fedward.simulations.options import Options
 from fedward.simulations.prepare import Simulation, prepare, reopen
 from fedward.simulations.simulate import Finished, run
@@ -266,10 +266,7 @@ def simulate(
 def _options(given: dict[str, Any]) -> Options:
     """What was typed, then what the recipe says, then the defaults."""
     values = {field.name: given[field.name] for field in fields(Options) if field.name in given}
-    typed = typed_names()
-    recipe = RECIPES.get(given["recipe"], {})  # an unknown one is refused by `Options`
-    own = {name: value for name, value in recipe.items() if name not in typed}
-    return Options(**values | own | {"kept": tuple(sorted(typed & set(recipe)))})
+    return Options(**values | values_of(given["recipe"], typed_names()))
 
 
 def _check_given(resume: bool) -> None:

@@ -18,9 +18,10 @@ from fedward.common.errors import SettingRefused
 from fedward.common.images import to_tensor
 from fedward.common.manifest import MODEL, release_digest
 from fedward.common.metrics import evaluate, macro_auc
+from fedward.common.onnx_options import onnx_session
 from fedward.server.export import to_onnx
 from fedward.server.reference import student_logits
-from fedward.server.release import SitePrivacy, onnx_session, run_onnx
+from fedward.server.release import SitePrivacy, run_onnx
 from fedward.server.study_folder import StudyFolder
 from fedward.simulations.metrics_file import SCHEMA
 from fedward.simulations.options import Options

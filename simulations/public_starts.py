@@ -1,6 +1,5 @@
 """Where a run's public start comes from: a file, or public images at hand; or why there is none."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from fedward.common.errors import DatasetRefused
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.distilling import start_or_reason
 from fedward.server.public_start import check_student
-from fedward.server.recipes import DISTILLED, back_to_scratch, sample_rate
+from fedward.server.recipes import DISTILLED, back_to_scratch, sampled
 from fedward.server.start_file import read_start_file
 from fedward.simulations.options import Options, local_settings
 from fedward.simulations.sources import find_dataset
@@ -32,8 +31,8 @@ def settle(
         StartRefused, SettingRefused: the start or the student does not fit.
     """
     asked = options
-    if options.recipe == DISTILLED and "sample_rate" not in options.kept and options.sample_rate == 1.0:
-        options = dataclasses.replace(options, sample_rate=sample_rate(len(dataset.train.images)))
+    if options.recipe == DISTILLED:
+        options = sampled(options, len(dataset.train.images))
     if options.start is not None:
         return options, read_start_file(Path(options.start), local_settings(options, dataset, reference))[0]
     if options.recipe != DISTILLED:

@@ -15,7 +15,7 @@ from fedward.common.errors import CheckpointRefused, DatasetRefused, SettingRefu
 from fedward.common.models import build_student, frozen_count, parameter_count
 from fedward.server import distilling
 from fedward.server.checkpoint import load_checkpoint
-from fedward.server.recipes import DISTILLED, FROM_SCRATCH, RECIPES, sample_rate
+from fedward.server.recipes import DISTILLED, FROM_SCRATCH, RECIPES, sampled
 from fedward.server.rounds import start_latents
 from fedward.server.start_file import save_start
 from fedward.server.study_folder import StudyFolder
@@ -87,12 +87,17 @@ def test_where_there_are_no_public_images_of_the_kind_it_says_so_and_trains_from
     assert dataclasses.replace(used, recipe_note="") == plain
 
 
-def test_a_start_worse_than_without_public_images_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def _judged(monkeypatch: pytest.MonkeyPatch, start: float, plain: float) -> None:
+    """Nothing is distilled, and half B says this of the start and of a student without it."""
     monkeypatch.setattr(distilling, "public_images", lambda *_: None)
     monkeypatch.setattr(distilling, "_Shown", Unseen)
     monkeypatch.setattr(distilling, "public_start", lambda *_, **__: start_of(options()))
-    monkeypatch.setattr(distilling, "_correct", lambda local, *_: 0.6 if local.trained == "head" else 0.9)
+    monkeypatch.setattr(distilling, "_correct", lambda local, *_: start if local.trained == "head" else plain)
     monkeypatch.setattr(distilling, "_PLAIN_STEPS", 1)
+
+
+def test_a_start_worse_than_without_public_images_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    _judged(monkeypatch, start=0.6, plain=0.9)
     used, start, _ = settled(options())
     assert start is None
     assert used.recipe == FROM_SCRATCH
@@ -101,11 +106,7 @@ def test_a_start_worse_than_without_public_images_is_left(monkeypatch: pytest.Mo
 
 
 def test_a_start_as_good_as_chance_allows_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distilling, "public_images", lambda *_: None)
-    monkeypatch.setattr(distilling, "_Shown", Unseen)
-    monkeypatch.setattr(distilling, "public_start", lambda *_, **__: start_of(options()))
-    monkeypatch.setattr(distilling, "_correct", lambda local, *_: 0.85 if local.trained == "head" else 0.9)
-    monkeypatch.setattr(distilling, "_PLAIN_STEPS", 1)
+    _judged(monkeypatch, start=0.85, plain=0.9)
     used, start, said = settled(options())
     assert start is not None
     assert used.recipe == DISTILLED
@@ -145,9 +146,8 @@ def test_a_start_of_another_student_is_refused(tmp_path: Path) -> None:
 
 
 def test_large_federations_look_at_as_many_images_a_step_and_small_ones_at_all() -> None:
-    assert sample_rate(4708) == 1.0
-    assert sample_rate(40_000) == 0.25
-    assert sample_rate(0) == 1.0
+    rates = {images: sampled(options(), images).sample_rate for images in (0, 4708, 40_000)}
+    assert rates == {0: 1.0, 4708: 1.0, 40_000: 0.25}
     big = dataclasses.replace(options(), sample_rate=0.5)
     assert settled(dataclasses.replace(big, dataset=COLOUR))[0].sample_rate == 0.5  # one's own is kept
 

@@ -25,9 +25,9 @@ from rich.console import Console
 
 from fedward.common.graph_forms import FORMS, in_form
 from fedward.common.models import StudentSpec
+from fedward.common.onnx_options import onnx_session
 from fedward.server.export import INPUT, to_onnx
 from fedward.server.leftovers import rounded
-from fedward.server.release import onnx_session
 from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
 from fedward.simulations.studies.untrained import settings_of, start_latents
 

@@ -26,12 +26,12 @@ from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import ImageDataset
 from fedward.common.files import write_atomically
+from fedward.common.onnx_options import onnx_session
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.export import INPUT, to_onnx
 from fedward.server.mixed_precision import model_bytes, with_bits_within
 from fedward.server.pruning import pruned, whole_widths
 from fedward.server.reference import halve, measure
-from fedward.server.release import onnx_session
 from fedward.server.teacher import train_plainly
 from fedward.simulations.options import Options, plan_study
 from fedward.simulations.sources import find_dataset
