@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedward.common.convolutions import STEP, WIDTHS, Pictures, convolutional
+from fedward.common.convolutions import CONVOLUTIONAL, STEP, WIDTHS, Pictures, convolutional
 from fedward.common.errors import SettingRefused, UnknownName
 from fedward.common.quantization import BY_BITS, Precision, is_quantized
 from fedward.common.randomness import KeyedGenerator
 from fedward.common.transformer import Size, vision_transformer
 
 PRECISIONS = ("ternary", "int8", "fp32")
-FAMILIES = (*WIDTHS, "vit")
+FAMILIES = (*CONVOLUTIONAL, "vit")
 _TRANSFORMERS = {  # parameters at 28 by 28 grey pixels and two classes
     "vit": Size(width=96, depth=4, heads=3, expansion=2),  # 0.30 million
     "vit-s": Size(width=128, depth=5, heads=4, expansion=4),  # 1.0 million
@@ -28,7 +28,7 @@ _TRANSFORMERS = {  # parameters at 28 by 28 grey pixels and two classes
     "vit-l": Size(width=320, depth=7, heads=5, expansion=4),  # 8.65 million
 }
 _TRANSFORMERS |= {f"{name}-mq": replace(size, is_multi_query=True) for name, size in _TRANSFORMERS.items()}
-NETWORKS = (*WIDTHS, *_TRANSFORMERS)
+NETWORKS = (*CONVOLUTIONAL, *_TRANSFORMERS)
 STUDENTS = tuple(f"{precision}-{network}" for precision in PRECISIONS for network in NETWORKS)
 SMALLEST = tuple(f"{precision}-{family}" for precision in PRECISIONS for family in FAMILIES)  # of each kind
 TRAINED = ("all", "head")
@@ -84,7 +84,7 @@ def build_student(spec: StudentSpec) -> nn.Sequential:
     if spec.name not in STUDENTS:
         raise UnknownName(f"There is no student {spec.name!r}; choose one of {', '.join(STUDENTS)}.")
     check_shape(spec)
-    if spec.family in WIDTHS:
+    if spec.family in CONVOLUTIONAL:
         pictures = Pictures(spec.channels, spec.height, spec.width, spec.classes)
         return convolutional(spec.family, pictures, spec.widths)
     size = _TRANSFORMERS[spec.network]

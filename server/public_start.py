@@ -3,7 +3,7 @@
 Everything here is public and costs no privacy: the teacher and its ImageNet weights, public images, and half
 A of the study's reference records. Three steps, the student quantised throughout (straight-through):
 
-1. Its embedding learns the teacher's features on public images: mean squared error against the leading
+1. Each column of it learns the teacher's features on public images: mean squared error against the leading
    principal components, half whitened (feature distillation, Romero et al. 2015, arXiv 1412.6550).
 2. Embedding and head go on together: cross-entropy on half A under strong augmentation, and the first step's
    loss beside it, so that a few hundred labelled images do not undo what thousands taught.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
-from fedward.common.convolutions import EMBEDDING
+from fedward.common.convolutions import COLUMNS, EMBEDDING
 from fedward.common.datasets import Split
 from fedward.common.errors import SettingRefused
 from fedward.common.images import augment, to_tensor
@@ -31,7 +31,8 @@ from fedward.common.randomness import KeyedGenerator
 from fedward.server.public_images import PublicImages
 from fedward.server.teacher import Descent, drawn_rows
 
-_SCALE = EMBEDDING**-0.5  # a normalised embedding's length is then 1
+_VALUES = EMBEDDING * COLUMNS
+_SCALE = _VALUES**-0.5  # a normalised embedding's length is then 1
 _HEAD_SCALE = 4.0  # of the head's step beside the body's
 _CONTRAST, _BRIGHTNESS = (0.6, 1.5), (-0.25, 0.25)
 
@@ -157,11 +158,11 @@ class _Training:
     def _distance(self, batch: int) -> Tensor:
         rows = torch.from_numpy(drawn_rows(self._draws, batch, len(self._public.images)))
         images, targets = self._public.images[rows].float(), self._public.targets[rows]
-        distance: Tensor = F.mse_loss(self._embedding(images), targets)
+        distance: Tensor = F.mse_loss(self._embedding(images), targets.repeat(1, COLUMNS))
         return distance
 
     def _normalised(self, images: Tensor) -> Tensor:
-        normalised: Tensor = F.layer_norm(self._embedding(images), (EMBEDDING,)) * _SCALE
+        normalised: Tensor = F.layer_norm(self._embedding(images), (_VALUES,)) * _SCALE
         return normalised
 
     def _entropy(self, head: list[Tensor], batch: int) -> Tensor:

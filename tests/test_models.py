@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fedward.common.convolutions import WIDTHS
+from fedward.common.convolutions import COLUMNS, WIDTHS
 from fedward.common.errors import SettingRefused, UnknownName
 from fedward.common.models import (
     FAMILIES,
@@ -98,6 +98,22 @@ def test_every_narrower_student_is_built_with_its_widths(
 def test_a_students_own_widths_are_the_student_itself(family: str) -> None:
     own, named = (ready(StudentSpec(f"fp32-{family}", 1, 28, 28, 2, w)) for w in (None, WIDTHS[family]))
     assert torch.equal(flatten(list(own.parameters())), flatten(list(named.parameters())))
+
+
+@pytest.mark.parametrize("column", range(COLUMNS))
+def test_the_columns_of_an_embedding_see_each_other_nowhere(column: int) -> None:
+    shape = spec("fp32-embed", side=28)
+    model, seen = ready(shape), images(2, shape)
+    body = model[:-2]  # without norm and head
+    before = body(seen).chunk(COLUMNS, dim=1)
+    with torch.no_grad():
+        for parameter in body.parameters():  # every layer's output channels are the columns', one by one
+            own = parameter.chunk(COLUMNS)[column]
+            own += 0.1 * torch.randn(own.shape, generator=torch.Generator().manual_seed(0))
+    after = body(seen).chunk(COLUMNS, dim=1)
+    assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [
+        other != column for other in range(COLUMNS)
+    ]
 
 
 @pytest.mark.parametrize(
