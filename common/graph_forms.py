@@ -4,8 +4,8 @@
     int8    each product of tokens with a weight stored as codes is taken in int8: the tokens are quantised
             to eight bits by their own range as they come (DynamicQuantizeLinear, MatMulInteger), and the
             weight's codes are used as they stand
-    fused   int8, and onnxruntime's own operators for each attention (MultiHeadAttention) and for each sum
-            that is normed (SkipSimplifiedLayerNormalization)
+    fused   int8, and onnxruntime's own operators for each attention with its query, key and value
+            (QAttention) and for each sum that is normed (SkipSimplifiedLayerNormalization)
 
 A form is made where the release runs, of the verified graph, and is never shipped. Convolutions stay as they
 are: dynamic int8 makes them many times slower. The range is of all images of a batch, so that a form other
@@ -14,6 +14,7 @@ than fp32 is shown one image at a time.
 
 import contextlib
 from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,6 +27,17 @@ _ONNXRUNTIME = "com.microsoft"
 _NORM = ("Pow", "ReduceMean", "Add", "Sqrt", "Div", "Mul")  # of `transformer_graph.rms_norm`
 _FLOAT_BYTES = 4
 _Made = dict[str, Node]  # the node behind each value's name
+_Shapes = dict[str, tuple[int, ...]]  # of the codes by their name
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A linear layer whose weight is stored as codes: the names of its values; no bias is an empty one."""
+
+    tokens: str
+    codes: str
+    scale: str
+    bias: str
 
 
 def in_form(model: bytes, form: str) -> bytes:
@@ -42,13 +54,15 @@ def in_form(model: bytes, form: str) -> bytes:
     if not any(_weight(node, made) for node in nodes):
         return model
     replaced = _fused(nodes, made, shapes) if form == FUSED else {}
-    also = {name for node in replaced.values() for name in node.outputs[1:]}
-    changed = [replaced.get(node.outputs[0], node) for node in nodes if node.outputs[0] not in also]
+    also = {name for new in replaced.values() for name in new[-1].outputs[1:]}
+    changed = [
+        new for node in nodes if node.outputs[0] not in also for new in replaced.get(node.outputs[0], [node])
+    ]
     parts = [part for node in changed for part in _in_int8(node, made, shapes)]
     return with_nodes(model, parts, [_ONNXRUNTIME] if replaced else [])
 
 
-def _in_int8(node: Node, made: _Made, shapes: dict[str, tuple[int, ...]]) -> list[Node]:
+def _in_int8(node: Node, made: _Made, shapes: _Shapes) -> list[Node]:
     weight = _weight(node, made)
     if weight is None or len(shapes.get(weight.inputs[0], ())) != 2:
         return [node]
@@ -84,8 +98,8 @@ def _behind(node: Node, made: _Made, which: int, *operators: str) -> Node | None
     return None
 
 
-def _fused(nodes: list[Node], made: _Made, shapes: dict[str, tuple[int, ...]]) -> _Made:
-    """onnxruntime's own operators, by the name of the first value that each puts out."""
+def _fused(nodes: list[Node], made: _Made, shapes: _Shapes) -> dict[str, list[Node]]:
+    """onnxruntime's own operators and what leads to each, by the name of the first value that it puts out."""
     users: dict[str, list[Node]] = defaultdict(list)
     for node in nodes:
         for name in node.inputs:
@@ -94,17 +108,17 @@ def _fused(nodes: list[Node], made: _Made, shapes: dict[str, tuple[int, ...]]) -
     for node in nodes:
         # What does not look like an attention or a norm is none: it stays as it is.
         with contextlib.suppress(KeyError, ValueError, IndexError):
-            whole = None
+            new: list[Node] = []
             if node.operator == "Softmax":
-                whole = _attention(node, made, users, shapes)
+                new = _attention(node, made, users, shapes)
             elif node.operator == "Pow":
-                whole = _normed_sum(node, made, users)
-            found.update({whole.outputs[0]: whole} if whole else {})
+                new = _normed_sum(node, made, users)
+            found.update({new[-1].outputs[0]: new} if new else {})
     return found
 
 
-def _normed_sum(square: Node, made: _Made, users: dict[str, list[Node]]) -> Node | None:
-    """RMSNorm of a sum, which it puts out too; None for anything else."""
+def _normed_sum(square: Node, made: _Made, users: dict[str, list[Node]]) -> list[Node]:
+    """RMSNorm of a sum, which it puts out too; nothing for anything else."""
     chain = [square]
     while len(chain) < len(_NORM):
         (following,) = users[chain[-1].outputs[0]]
@@ -112,35 +126,55 @@ def _normed_sum(square: Node, made: _Made, users: dict[str, list[Node]]) -> Node
     names = [node.operator for node in chain]
     total, epsilon = made[square.inputs[0]], made[chain[2].inputs[1]].constant
     if (*names, total.operator) != (*_NORM, "Add") or len(epsilon) != _FLOAT_BYTES:
-        return None
+        return []
     inputs, outputs = [*total.inputs, chain[-1].inputs[1]], [chain[-1].outputs[0], "", "", total.outputs[0]]
-    return new_node("SkipSimplifiedLayerNormalization", inputs, outputs, _ONNXRUNTIME, epsilon=epsilon)
+    return [new_node("SkipSimplifiedLayerNormalization", inputs, outputs, _ONNXRUNTIME, epsilon=epsilon)]
 
 
-def _attention(
-    softmax: Node, made: _Made, users: dict[str, list[Node]], shapes: dict[str, tuple[int, ...]]
-) -> Node | None:
-    """softmax(q k^T / sqrt(d)) v, as `fedward.server.transformer_graph` writes it; None for anything else."""
+def _attention(softmax: Node, made: _Made, users: dict[str, list[Node]], shapes: _Shapes) -> list[Node]:
+    """softmax(q k^T / sqrt(d)) v, as `server.transformer_graph` writes it; nothing for anything else."""
     (mixed,) = users[softmax.outputs[0]]
     (joined,) = users[mixed.outputs[0]]
     (out,) = users[joined.outputs[0]]
-    heads = (
+    heads = [
         _behind(softmax, made, 0, "Softmax", "MatMul", "Mul", "Transpose", "Reshape"),
         _behind(made[softmax.inputs[0]], made, 1, "MatMul", "Transpose", "Transpose", "Reshape"),
         _behind(mixed, made, 1, "MatMul", "Transpose", "Reshape"),
-    )
-    if None in heads or (joined.operator, out.operator) != ("Transpose", "Reshape"):
-        return None
-    rows = [_rows(made[head.inputs[0]], made, shapes) for head in heads if head is not None]
-    of_head = [int(np.frombuffer(made[head.inputs[1]].constant, np.int64)[-1]) for head in heads if head]
-    if 0 in rows or len(set(rows)) > 1:  # one key for all heads is not that operator's
-        return None
-    values = [head.inputs[0] for head in heads if head is not None]
-    return new_node("MultiHeadAttention", values, out.outputs, _ONNXRUNTIME, num_heads=rows[0] // of_head[0])
+    ]
+    found = [head for head in heads if head is not None]
+    layers = [_linear(made[head.inputs[0]], made) for head in found]
+    known = [layer for layer in layers if layer is not None]
+    if len(known) < len(heads) or (joined.operator, out.operator) != ("Transpose", "Reshape"):
+        return []
+    rows, read = {shapes[layer.codes] for layer in known}, {layer.tokens for layer in known}
+    has_bias = any(layer.bias for layer in known)
+    if len(rows) > 1 or len(read) > 1 or not has_bias:  # one key for all heads is not that operator's
+        return []
+    of_head = int(np.frombuffer(made[found[0].inputs[1]].constant, np.int64)[-1])
+    return _together(known, out.outputs[0], heads=rows.pop()[0] // of_head)
 
 
-def _rows(node: Node, made: _Made, shapes: dict[str, tuple[int, ...]]) -> int:
-    """The width of what a linear layer puts out, with or without a bias; 0 if it is none."""
-    product = made.get(node.inputs[0]) if node.operator == "Add" else node
-    weight = None if product is None else _weight(product, made)
-    return 0 if weight is None else shapes.get(weight.inputs[0], (0,))[0]
+def _together(layers: list[_Linear], out: str, heads: int) -> list[Node]:
+    """One product for query, key and value, and the attention; what is constant here is joined at load."""
+    names = ("tokens", "size", "zero", "codes", "turned", "scale", "bias", "none")
+    tokens, size, zero, codes, turned, scale, bias, none = (f"{out}/{name}" for name in names)
+    some = next(layer.bias for layer in layers if layer.bias)
+    return [
+        new_node("DynamicQuantizeLinear", [layers[0].tokens], [tokens, size, zero]),
+        new_node("Concat", [layer.codes for layer in layers], [codes], axis=0),
+        new_node("Transpose", [codes], [turned]),
+        new_node("Concat", [layer.scale for layer in layers], [scale], axis=0),
+        new_node("Sub", [some, some], [none]),  # a key has no bias
+        new_node("Concat", [layer.bias or none for layer in layers], [bias], axis=0),
+        new_node(
+            "QAttention", [tokens, turned, bias, size, scale, "", zero], [out], _ONNXRUNTIME, num_heads=heads
+        ),
+    ]
+
+
+def _linear(node: Node, made: _Made) -> _Linear | None:
+    """The layer that puts out what `node` does; None if it is none."""
+    bias = node.inputs[1] if node.operator == "Add" else ""
+    product = made[node.inputs[0]] if bias else node
+    weight = _weight(product, made)
+    return None if weight is None else _Linear(product.inputs[0], weight.inputs[0], weight.inputs[1], bias)

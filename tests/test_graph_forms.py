@@ -74,9 +74,9 @@ def test_every_product_with_a_weight_is_in_int8_and_no_other(
 
 def test_attentions_are_fused_where_every_head_has_a_key_of_its_own(graph_of: GraphOf) -> None:
     fused = _operators(in_form(graph_of("ternary-vit"), FUSED))
-    assert (fused["MultiHeadAttention"], fused["Softmax"], fused["MatMul"]) == (4, 0, 0)
+    assert (fused["QAttention"], fused["Softmax"], fused["MatMul"]) == (4, 0, 0)
     shared = _operators(in_form(graph_of("ternary-vit-mq"), FUSED))
-    assert (shared["MultiHeadAttention"], shared["Softmax"], shared["MatMul"]) == (0, 4, 8)
+    assert (shared["QAttention"], shared["Softmax"], shared["MatMul"]) == (0, 4, 8)
     for operators in (fused, shared):  # before each half of a block, and at the end
         assert (operators["SkipSimplifiedLayerNormalization"], operators["Pow"]) == (9, 0)
 
@@ -100,7 +100,7 @@ def test_a_form_is_a_model_in_standard_operators_but_for_the_attention(
     onnx.checker.check_model(onnx.load_from_string(in_form(graph_of(student), INT8_PRODUCTS)))
     fused = onnx.load_from_string(in_form(graph_of(student), FUSED))
     assert {node.op_type for node in fused.graph.node if node.domain} <= {
-        "MultiHeadAttention",
+        "QAttention",
         "SkipSimplifiedLayerNormalization",
     }
 

@@ -3,9 +3,9 @@
     python -m fedward.simulations.studies.latency --json [--student NAME ...] [--repeats 200] [--out FOLDER]
 
 Median milliseconds of this thread's CPU time, all forms of a student and its fp32 network taking turns in one
-process. Each turn shows two images. `milliseconds` are of the second, as on a device, which holds one model;
-`after_others` of the first, for which the others' weights have pushed a model's own out of the cache. `fp32`
-among a row's forms is the release as it is shipped: its codes are expanded when it is loaded.
+process, an image each: the others' weights have pushed a model's own out of the nearest cache, which on a
+device that holds one model they do not. `fp32` among a row's forms is the release as it is shipped: its codes
+are expanded when it is loaded.
 
 A device chooses as `fedward edge tune` does, so a student's figure is that of its fastest form. Nothing is
 trained: what a network computes does not depend on it. Whether a form may be used does, and is found out for
@@ -50,14 +50,12 @@ def measure(key: Row) -> Row:
     spec = StudentSpec(key["student"], 1, key["side"], key["side"], 2)
     sessions = {name: onnx_session(graph) for name, graph in graphs_of(spec).items()}
     image = np.random.default_rng(0).uniform(-1, 1, (1, 1, key["side"], key["side"])).astype(np.float32)
-    after_others, milliseconds = _in_turns(sessions, image, key["repeats"])
+    milliseconds = _in_turns(sessions, image, key["repeats"])
     fastest = min((form for form in milliseconds if form in FORMS), key=milliseconds.__getitem__)
     return {
         "milliseconds": milliseconds,
-        "after_others": after_others,
         "fastest": fastest,
         "speedup": milliseconds[_PLAIN] / milliseconds[fastest],
-        "speedup_after_others": after_others[_PLAIN] / after_others[fastest],
     }
 
 
@@ -74,16 +72,14 @@ def graphs_of(spec: StudentSpec) -> dict[str, bytes]:
 
 def _in_turns(
     sessions: dict[str, onnxruntime.InferenceSession], image: np.ndarray, repeats: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Medians of each turn's first image, and of its second."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sessions}
+) -> dict[str, float]:
+    times: dict[str, list[float]] = {name: [] for name in sessions}
     for turn in range(repeats + _WARM_UP):
         for name, session in sessions.items():
-            spent = _timed(session, image), _timed(session, image)
+            spent = _timed(session, image)
             if turn >= _WARM_UP:
                 times[name].append(spent)
-    first, second = ({name: median(one[k] for one in own) for name, own in times.items()} for k in (0, 1))
-    return first, second
+    return {name: median(own) for name, own in times.items()}
 
 
 def _timed(session: onnxruntime.InferenceSession, image: np.ndarray) -> float:
@@ -92,10 +88,12 @@ def _timed(session: onnxruntime.InferenceSession, image: np.ndarray) -> float:
     return 1000 * (time.thread_time() - started)
 
 
-def speedups(rows: Sequence[Row], which: str = "speedup") -> dict[str, float]:
+def speedups(rows: Sequence[Row]) -> dict[str, float]:
     """Each student's median over its runs."""
     students = dict.fromkeys(row["key"]["student"] for row in rows)
-    return {name: median(row[which] for row in rows if row["key"]["student"] == name) for name in students}
+    return {
+        name: median(row["speedup"] for row in rows if row["key"]["student"] == name) for name in students
+    }
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
@@ -120,8 +118,7 @@ def main(
         for name in student or STUDENTS
     ]
     rows = measured(out, keys, measure, Console(stderr=True).print)
-    found = {which: speedups(rows, which) for which in ("speedup", "speedup_after_others")}
-    raise typer.Exit(conclude("latency", rows, targets(rows), as_json, **found))
+    raise typer.Exit(conclude("latency", rows, targets(rows), as_json, speedup=speedups(rows)))
 
 
 if __name__ == "__main__":
