@@ -8,7 +8,6 @@ from pathlib import Path
 
 from scipy.special import ndtri
 
-from fedward.common.codec import Vector
 from fedward.common.config import MOST_NOISE, EnrolledHospital, LocalSettings, Study
 from fedward.common.datasets import ImageDataset
 from fedward.common.errors import SettingRefused
@@ -26,6 +25,7 @@ from fedward.server.sites import Site, Sites
 from fedward.server.study_folder import START, StudyFolder
 
 HIGHEST_PLANNED = 2.0  # learning rate
+UPLINK, DOWNLINK = "coded3", "diff3"  # how updates and models travel, a tenth of fp32 in both together
 _HIGHEST_OF_HEAD = 8.0  # with a server momentum of .9 behind it
 _LARGEST_STEP = 2.0**9  # what the coordinator's sum takes for one weight in one round
 
@@ -53,8 +53,8 @@ class Plan:
     sample_rate: float = 0.25
     quorum: int | None = None
     round_timeout: float = 3600.0
-    uplink: str = "int8"
-    downlink: str = "int8"
+    uplink: str = UPLINK
+    downlink: str = DOWNLINK
     recipe: str = FROM_SCRATCH
     trained: str = "all"
     max_grad_norm: float = 1.0
@@ -91,8 +91,27 @@ def plan_deployed(
     halve(dataset.val)  # refuses what the rounds would refuse
     sites = _chosen(plan, Sites(coordinator.folder))
     enrolled = tuple(EnrolledHospital(site.name, site.num_examples) for site in sites)
-    plan, start = _settled(plan, enrolled, dataset, public, tell)
     earlier = [one.version for one in published(coordinator) if one.study == plan.name]
+    folder, version = StudyFolder(path), max(earlier, default=0) + 1
+    folder.check_free()
+    if plan.recipe != DISTILLED:
+        study, fixed = _study(plan, dataset, enrolled, version), {}
+    elif public is None:
+        raise SettingRefused("The distilled recipe needs public images: name an npz of them with --public.")
+    else:
+        images = sum(site.num_examples for site in enrolled)
+        study = _study(sampled(plan, images), dataset, enrolled, version)  # refuses before minutes of work
+        start, why = start_or_reason(study.local, public, dataset.val, KeyedGenerator.from_system(), tell)
+        fixed = {} if start is None else {START: start}
+        if start is None:
+            tell(f"Training from scratch instead: {why}")
+            study = _study(back_to_scratch(plan, Plan(plan.name)), dataset, enrolled, version)
+    folder.create(study, dataset.val, fixed)
+    return study
+
+
+def _study(plan: Plan, dataset: ImageDataset, enrolled: tuple[EnrolledHospital, ...], version: int) -> Study:
+    """The plan for these sites, with its noise."""
     study = Study(
         name=plan.name,
         dataset=dataset.name,
@@ -111,32 +130,9 @@ def plan_deployed(
         decision="balanced",
         seed=None,
         parent=None,
-        version=max(earlier, default=0) + 1,
+        version=version,
     )
-    study = with_planned_noise(study, plan.epsilon)
-    StudyFolder(path).create(study, dataset.val, {} if start is None else {START: start})
-    return study
-
-
-def _settled(
-    plan: Plan,
-    sites: tuple[EnrolledHospital, ...],
-    dataset: ImageDataset,
-    public: ImageDataset | None,
-    tell: Callable[[str], None],
-) -> tuple[Plan, Vector | None]:
-    """The plan as it is carried out, and the study's public start where it has one."""
-    if plan.recipe != DISTILLED:
-        return plan, None
-    if public is None:
-        raise SettingRefused("The distilled recipe needs public images: name an npz of them with --public.")
-    distilled = sampled(plan, sum(site.num_examples for site in sites))
-    generator = KeyedGenerator.from_system()
-    start, why = start_or_reason(_local(distilled, dataset), public, dataset.val, generator, tell)
-    if start is not None:
-        return distilled, start
-    tell(f"Training from scratch instead: {why}")
-    return back_to_scratch(plan, Plan(plan.name)), None
+    return with_planned_noise(study, plan.epsilon)
 
 
 def with_planned_noise(study: Study, epsilon: float, learning_rate: float | None = None) -> Study:

@@ -26,6 +26,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "schedule": "constant",
         "server_momentum": 0.9,
         "averaged_rounds": 10,
+        "uplink": "int8",
         "downlink": "diff4",
     },
 }

@@ -76,16 +76,24 @@ class StudyFolder:
         Raises:
             OutputRefused: the folder holds a study already, or cannot be written.
         """
+        self.check_free()
         make_folder(self.path)
-        if (self.path / "study.json").exists():
-            raise OutputRefused(
-                f"{self.path} holds a study already; go on with --resume or name another folder."
-            )
         if reference is not None:
             save_npz(self.path / "reference.npz", reference)
         if fixed:
             write_atomically(self.fixed, archive_bytes(fixed))
         write_atomically(self.path / "study.json", canonical_json(study.to_dict()))
+
+    def check_free(self) -> None:
+        """Refuse a folder that holds a study.
+
+        Raises:
+            OutputRefused: it does.
+        """
+        if (self.path / "study.json").exists():
+            raise OutputRefused(
+                f"{self.path} holds a study already; go on with --resume or name another folder."
+            )
 
     def study(self) -> Study:
         """The study's settings.

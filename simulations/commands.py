@@ -144,7 +144,7 @@ def simulate(
         _option(
             _COORDINATOR,
             "How updates travel: fp32, int8, or with noise coded8, coded4, coded3, coded2: about so many "
-            "bits a weight.",
+            "bits a weight. auto is coded3, or int8 without noise.",
             "--uplink-codec",
             "--uplink",
         ),
@@ -153,7 +153,7 @@ def simulate(
         str,
         _option(
             _COORDINATOR,
-            "How the model travels: fp32, int8, diff4, diff3 or diff2.",
+            "How the model travels: fp32, int8, diff4, diff3 or diff2. auto is diff3, or int8 without noise.",
             "--downlink-codec",
             "--downlink",
         ),

@@ -21,7 +21,7 @@ from fedward.common.config import (
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import SettingRefused, UnknownName
 from fedward.common.models import STUDENTS, TRAINED
-from fedward.server.planning import planned_learning_rate, with_planned_noise
+from fedward.server.planning import DOWNLINK, UPLINK, planned_learning_rate, with_planned_noise
 from fedward.server.recipes import DISTILLED, FROM_SCRATCH, RECIPES
 from fedward.server.reference import class_prior
 from fedward.simulations.partitions import partition
@@ -40,8 +40,8 @@ _KNOWN = {
     "decision": DECISIONS,
     "schedule": SCHEDULES,
     "augmentation": AUGMENTATIONS,
-    "uplink": UPLINK_CODECS,
-    "downlink": DOWNLINK_CODECS,
+    "uplink": ("auto", *UPLINK_CODECS),
+    "downlink": ("auto", *DOWNLINK_CODECS),
 }
 # Settings of a study that the command calls otherwise.
 _OPTION_OF = {
@@ -81,8 +81,8 @@ class Options:
     server_learning_rate: float = 1.0
     server_momentum: float = 0.0
     averaged_rounds: int = 20
-    uplink: str = "int8"
-    downlink: str = "int8"
+    uplink: str = "auto"
+    downlink: str = "auto"
     reference: str = "val"
     prior: str = "reference"
     decision: str = "balanced"
@@ -169,7 +169,7 @@ class Options:
                 "--trained head needs a body that learned something: add --recipe distilled, --start or "
                 "--continue-from."
             )
-        if self.epsilon is None and self.uplink not in PLAIN_CODECS:
+        if self.epsilon is None and self.uplink not in ("auto", *PLAIN_CODECS):
             raise SettingRefused(
                 f"--uplink-codec {self.uplink} rounds at a part of the noise: leave out --epsilon none."
             )
@@ -196,6 +196,17 @@ class Options:
             raise SettingRefused(
                 f"--model-bytes takes bits from an int8 student, and this is a {self.student}."
             )
+
+    @property
+    def codecs(self) -> tuple[str, str]:
+        """How updates and models travel: auto is as in a federation, or int8 where there is no noise."""
+        plain = self.epsilon is None
+        own = ("int8", "int8") if plain else (UPLINK, DOWNLINK)
+        uplink, downlink = (
+            one if one != "auto" else default
+            for one, default in zip((self.uplink, self.downlink), own, strict=True)
+        )
+        return uplink, downlink
 
     @property
     def has_public_start(self) -> bool:
@@ -317,8 +328,8 @@ def _before_noise(
         server_learning_rate=options.server_learning_rate,
         server_momentum=options.server_momentum,
         averaged_rounds=options.averaged_rounds,
-        uplink_codec=options.uplink,
-        downlink_codec=options.downlink,
+        uplink_codec=options.codecs[0],
+        downlink_codec=options.codecs[1],
         quorum=math.ceil(len(enrolled) / 2) if options.quorum is None else options.quorum,
         round_timeout=options.round_timeout,
         decision=options.decision,

@@ -151,6 +151,35 @@ def test_a_distilled_study_without_a_start_says_why_and_is_planned_from_scratch(
     assert not StudyFolder(tmp_path / "lungs").fixed.exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("--quorum", 9), "quorum"), (("--epsilon", 1e-9), "epsilon"), (("--rounds", 10**6), "rounds")],
+)
+def test_what_no_study_takes_is_refused_before_minutes_of_distilling(
+    office: Coordinator,
+    tmp_path: Path,
+    fedward: Callable[..., Any],
+    start: dict[str, Any],
+    arguments: tuple[object, ...],
+    words: str,
+) -> None:
+    done = _planned(fedward, office, tmp_path, "--public", tmp_path / "public.npz", *arguments)
+    assert done.code == 1
+    assert words in done.err
+    assert "local" not in start  # nothing was distilled
+    assert not (tmp_path / "lungs").exists()
+
+
+def test_a_folder_in_use_is_refused_before_minutes_of_distilling(
+    office: Coordinator, tmp_path: Path, fedward: Callable[..., Any], start: dict[str, Any]
+) -> None:
+    (tmp_path / "lungs").mkdir()
+    (tmp_path / "lungs" / "study.json").write_text("{}")
+    done = _planned(fedward, office, tmp_path, "--public", tmp_path / "public.npz")
+    assert done.err.startswith("OutputRefused")
+    assert "local" not in start
+
+
 def test_a_distilled_study_needs_public_images_and_a_recipe_that_exists(
     office: Coordinator, tmp_path: Path, fedward: Callable[..., Any]
 ) -> None:

@@ -30,14 +30,9 @@ PLAIN, DEFAULT, CONTROL = "fp32", "the default", "fp32, epsilon 1"
 # name -> what differs from the defaults
 CASES: dict[str, dict[str, Any]] = {
     PLAIN: {"uplink": "fp32", "downlink": "fp32"},
-    DEFAULT: {},
-    "coded8": {"uplink": "coded8"},
-    "coded4": {"uplink": "coded4"},
-    "coded3": {"uplink": "coded3"},
-    "coded2": {"uplink": "coded2"},
-    "diff3": {"downlink": "diff3"},
+    "int8": {"uplink": "int8", "downlink": "int8"},
     "coded4 + diff4": {"uplink": "coded4", "downlink": "diff4"},
-    "coded3 + diff3": {"uplink": "coded3", "downlink": "diff3"},
+    DEFAULT: {},
     "coded2 + diff2": {"uplink": "coded2", "downlink": "diff2"},
     CONTROL: {"uplink": "fp32", "downlink": "fp32", "epsilon": 1.0},
 }
@@ -60,8 +55,8 @@ def measure(key: Row) -> Row:
     return {
         **{figure: metrics["release"][figure] for figure in FIGURES},
         "weights": weights,
-        "uplink": options.uplink,
-        "downlink": options.downlink,
+        "uplink": options.codecs[0],
+        "downlink": options.codecs[1],
         "uplink_bits": 8 * sum(row["uplink_bytes"] for row in rounds) / messages / weights,
         "downlink_bits": 8 * sum(row["downlink_bytes"] for row in rounds) / messages / weights,
         "largest_epsilon": max(site["epsilon"] for site in metrics["hospitals"]),
