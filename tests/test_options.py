@@ -197,3 +197,13 @@ def test_a_refusal_of_no_flags_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "local_settings", refuse)
     with pytest.raises(SettingRefused, match=r"^Two hospitals"):
         plan()
+
+
+def test_where_there_is_noise_updates_take_three_bits_and_models_come_as_differences_untold() -> (
+    None
+):
+    known = {epsilon: plan(epsilon=epsilon) for epsilon in (1.0, None)}
+    travels = {key: (study.uplink_codec, study.downlink_codec) for key, study in known.items()}
+    assert travels == {1.0: ("coded3", "diff3"), None: ("int8", "int8")}
+    said = plan(uplink="fp32", downlink="diff2")
+    assert (said.uplink_codec, said.downlink_codec) == ("fp32", "diff2")

@@ -118,8 +118,11 @@ def _stored_replies(out: Path) -> Iterator[tuple[int, int, int]]:
         yield json.loads(header)["round"], len(header), len(update)
 
 
+INT8 = ("--uplink", "int8", "--downlink", "int8")
+
+
 def test_bytes_are_what_the_codec_lays_out(simulate: Command) -> None:
-    out = simulate("--schedule", "constant", "--learning-rate", 0.5)
+    out = simulate(*INT8, "--schedule", "constant", "--learning-rate", 0.5)
     metrics, replies = metrics_of(out), list(_stored_replies(out))
     packed = 16 + 4 * 16 + WEIGHTS  # header, a step for each of 16 blocks, a byte a weight
     assert [size for _, _, size in replies] == [packed] * 6
@@ -130,7 +133,7 @@ def test_bytes_are_what_the_codec_lays_out(simulate: Command) -> None:
 
 
 def test_the_model_goes_down_packed_with_the_settings_beside_it(simulate: Command) -> None:
-    metrics = metrics_of(simulate("--schedule", "constant", "--learning-rate", 0.5))
+    metrics = metrics_of(simulate(*INT8, "--schedule", "constant", "--learning-rate", 0.5))
     for row in metrics["rounds"]:
         request = {
             "codec": ["int8", "int8"], "learning_rate": 0.5, "round": row["round"],
@@ -142,9 +145,9 @@ def test_the_model_goes_down_packed_with_the_settings_beside_it(simulate: Comman
         assert packed + text <= row["downlink_bytes"] <= packed + text + 3 * 200
 
 
-def test_fp32_codecs_send_four_bytes_a_weight(simulate: Command, finished: Path) -> None:
+def test_fp32_codecs_send_four_bytes_a_weight(simulate: Command) -> None:
     plain = metrics_of(simulate("--uplink", "fp32", "--downlink", "fp32"))["rounds"][0]
-    packed = metrics_of(finished)["rounds"][0]
+    packed = metrics_of(simulate(*INT8))["rounds"][0]
     more = 3 * (3 * WEIGHTS - 4 * 16)
     assert plain["uplink_bytes"] - packed["uplink_bytes"] == more
     assert plain["downlink_bytes"] - packed["downlink_bytes"] == more
