@@ -93,7 +93,6 @@ class UnitGradients:
         self, model: torch.nn.Sequential, work: LocalRound, records: Split, generator: KeyedGenerator
     ) -> None:
         """Prepare the gradients of what `model` trains on `records`; draws come from `generator`."""
-        self._model = model
         self._body, trained = split(model, work.settings.trained)
         self._engine = PerSampleGradients(trained)
         self._settings = work.settings

@@ -11,6 +11,7 @@ from scipy.special import ndtri
 from fedward.common.config import MOST_NOISE, EnrolledHospital, LocalSettings, Study
 from fedward.common.datasets import ImageDataset
 from fedward.common.errors import SettingRefused
+from fedward.common.files import make_folder
 from fedward.common.measurement import measurements
 from fedward.common.models import build_student, frozen_count, parameter_count
 from fedward.common.privacy import noise_multiplier
@@ -100,7 +101,9 @@ def plan_deployed(
         raise SettingRefused("The distilled recipe needs public images: name an npz of them with --public.")
     else:
         images = sum(site.num_examples for site in enrolled)
-        study = _study(sampled(plan, images), dataset, enrolled, version)  # refuses before minutes of work
+        # Both refuse now what would else be refused after minutes of work.
+        study = _study(sampled(plan, images), dataset, enrolled, version)
+        make_folder(path)
         start, why = start_or_reason(study.local, public, dataset.val, KeyedGenerator.from_system(), tell)
         fixed = {} if start is None else {START: start}
         if start is None:

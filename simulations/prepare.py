@@ -19,6 +19,7 @@ from fedward.server.export import bits_of, latents_of, widths_of
 from fedward.server.measuring import read_fisher
 from fedward.server.mixed_precision import with_bits_within
 from fedward.server.pruning import pruned
+from fedward.server.recipes import DISTILLED, sampled
 from fedward.server.reference import EXPLANATION, fisher_diagonal, halve
 from fedward.server.study_folder import START, StudyFolder
 from fedward.server.teacher import train_plainly
@@ -61,12 +62,14 @@ def prepare(
     check_free(out)
     dataset = find_dataset(options.dataset)
     reference = reference_records(options, dataset)
-    options, start = settle(options, dataset, reference, tell)
     hospitals = _hospitals(options, dataset)
     parent = (
         None if options.continue_from is None else read_bundle(Path(options.continue_from), load_trust(trust))
     )
     known = None if parent is None else (release_digest(parent.manifest), parent.manifest["version"])
+    if options.recipe == DISTILLED:  # refuses now what would else be refused after minutes of work
+        plan_study(sampled(options, len(dataset.train.images)), dataset, hospitals, reference, known)
+    options, start = settle(options, dataset, reference, tell)
     study = plan_study(options, dataset, hospitals, reference, known)
     local, released = _start(options, study.local, reference, parent)
     study = replace(study, local=local)

@@ -199,9 +199,7 @@ def test_a_refusal_of_no_flags_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch)
         plan()
 
 
-def test_where_there_is_noise_updates_take_three_bits_and_models_come_as_differences_untold() -> (
-    None
-):
+def test_where_there_is_noise_updates_take_three_bits_and_models_come_as_differences_untold() -> None:
     known = {epsilon: plan(epsilon=epsilon) for epsilon in (1.0, None)}
     travels = {key: (study.uplink_codec, study.downlink_codec) for key, study in known.items()}
     assert travels == {1.0: ("coded3", "diff3"), None: ("int8", "int8")}

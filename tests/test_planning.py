@@ -68,6 +68,14 @@ def test_chosen_sites_alone_take_part_and_a_stranger_is_refused(
     assert [one.name for one in StudyFolder(tmp_path / "lungs").study().hospitals] == ["c"]
 
 
+def test_updates_and_models_travel_in_about_three_bits_a_weight_untold(
+    plan: Callable[..., Any], tmp_path: Path
+) -> None:
+    assert plan("--rounds", 2).code == 0
+    study = StudyFolder(tmp_path / "lungs").study()
+    assert (study.uplink_codec, study.downlink_codec) == ("coded3", "diff3")
+
+
 def test_updates_and_models_travel_as_was_planned(plan: Callable[..., Any], tmp_path: Path) -> None:
     assert plan("--uplink-codec", "zip").err.startswith(
         "SettingRefused: uplink_codec must be one of fp32, int8"
@@ -178,6 +186,16 @@ def test_a_folder_in_use_is_refused_before_minutes_of_distilling(
     done = _planned(fedward, office, tmp_path, "--public", tmp_path / "public.npz")
     assert done.err.startswith("OutputRefused")
     assert "local" not in start
+
+
+def test_a_file_in_the_folders_place_is_refused_before_minutes_of_distilling(
+    office: Coordinator, tmp_path: Path, fedward: Callable[..., Any], start: dict[str, Any]
+) -> None:
+    (tmp_path / "lungs").write_text("notes")
+    done = _planned(fedward, office, tmp_path, "--public", tmp_path / "public.npz")
+    assert done.err.startswith("OutputRefused")
+    assert "local" not in start
+    assert (tmp_path / "lungs").read_text() == "notes"
 
 
 def test_a_distilled_study_needs_public_images_and_a_recipe_that_exists(

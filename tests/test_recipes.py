@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fedward.common.codec import Vector, decode, encode
 from fedward.common.config import LocalSettings
-from fedward.common.errors import CheckpointRefused, DatasetRefused, SettingRefused, StartRefused
+from fedward.common.errors import CheckpointRefused, DatasetRefused, Refusal, SettingRefused, StartRefused
 from fedward.common.models import build_student, frozen_count, parameter_count
 from fedward.server import distilling
 from fedward.server.checkpoint import load_checkpoint
@@ -111,6 +111,24 @@ def test_a_start_as_good_as_chance_allows_is_taken(monkeypatch: pytest.MonkeyPat
     assert start is not None
     assert used.recipe == DISTILLED
     assert not said
+
+
+@pytest.mark.usefixtures("never_distil")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"server_momentum": 2.0},
+        {"averaged_rounds": 0},
+        {"epsilon": 1e-3, "rounds": 90_000},
+        {"hospitals": 9999},
+    ],
+)
+def test_what_no_study_takes_is_refused_before_minutes_of_distilling(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(Refusal):
+        prepare(options(**changes), tmp_path / "run", None)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.usefixtures("never_distil")

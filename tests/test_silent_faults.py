@@ -138,8 +138,8 @@ def test_a_penalty_in_the_loss_is_dropped_by_the_engine_and_caught(monkeypatch: 
     honest, expected, used = UnitGradients._loss, change(work()), []
 
     def with_penalty(self: UnitGradients, logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Tensor:
-        used.append(float(penalty(self._model).detach()))
-        return honest(self, logits, labels, teacher) + penalty(self._model)
+        used.append(float(penalty(self._engine._model).detach()))
+        return honest(self, logits, labels, teacher) + penalty(self._engine._model)
 
     def planted(round_: LocalRound, split: Split, generator: KeyedGenerator) -> Any:
         if round_.pull is not None:
@@ -180,7 +180,7 @@ def add_to_every_gradient(monkeypatch: Patch) -> None:
     honest = UnitGradients._parts
 
     def with_penalty(self: UnitGradients, units: np.ndarray, draws: KeyedGenerator) -> Iterator[list[Tensor]]:
-        extra = torch.autograd.grad(penalty(self._model), list(self._model.parameters()))
+        extra = torch.autograd.grad(penalty(self._engine._model), list(self._engine._model.parameters()))
         for pulled in honest(self, units, draws):
             yield [gradient + part for gradient, part in zip(pulled, extra, strict=True)]
 

@@ -362,7 +362,7 @@ def test_the_round_computes_with_quantised_weights_in_every_step(
 
     class Watching(UnitGradients):
         def _parts(self, units: np.ndarray, draws: KeyedGenerator) -> Iterator[list[Tensor]]:
-            seen.append([parameter.detach().clone() for parameter in self._model.parameters()])
+            seen.append([parameter.detach().clone() for parameter in self._engine._model.parameters()])
             return super()._parts(units, draws)
 
     monkeypatch.setattr(training, "UnitGradients", Watching)

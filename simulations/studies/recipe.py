@@ -2,13 +2,13 @@
 
     python -m fedward.simulations.studies.recipe --json [--seeds 5] [--cases TEXT] [--out FOLDER]
 
-The rule, frozen before the test split was read: the recipe is `--recipe distilled` as it stands in
+The rule, frozen before the test split was read with it: the recipe is `--recipe distilled` as it stands in
 `fedward.server.recipes`, every seed with a public body of its own, and a case's figure is the mean over
 all seeds asked for. Its settings were chosen on PneumoniaMNIST's reference records (half B, also darker,
 brighter, larger, smaller and blurred). Trials of other recipes on this test split came before it and steered
 which kind was tried at all; so did this recipe with a body of one column: its figures (five seeds, epsilon 3:
-AUC .950, accuracy .889) were read before three columns were chosen, on half B alone, where the mean of three
-such bodies gains .003 and .005. A test accuracy's standard error is .012, of sampling 624 images alone.
+AUC .950, accuracy .889) and their spread led to columns. How many was chosen on half B, where the mean of
+three such bodies gains .003 and .005. A test accuracy's standard error is .012, of sampling 624 images alone.
 """
 
 import tempfile
