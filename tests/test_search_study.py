@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from fedward.common.convolutions import STEP, WIDTHS
 from fedward.common.datasets import ImageDataset
 from fedward.common.errors import DatasetRefused, SettingRefused, UnknownName
+from fedward.server.mixed_precision import model_bytes
 from fedward.simulations.studies import search, search_trials
 from fedward.simulations.studies.rows import Row
 from fedward.simulations.studies.search import pareto, searched, targets, within_reach
@@ -104,6 +106,19 @@ def test_a_trial_trains_for_its_steps_on_public_records(
     assert 0.0 <= row["auc"] <= 1.0
     assert trained[-1][0].widths == (16, 16, 16)
     assert row["bits"] == (None if bits != "mixed" else [8] * 4)
+
+
+def test_the_size_that_counts_is_of_the_trained_weights(
+    public: PublicRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untrained = measure_trial({**KEY, "steps": 0}, public, AMPLE)
+    dense = np.sign(np.random.default_rng(0).normal(size=untrained["parameters"])).astype(np.float32)
+    monkeypatch.setattr(search_trials, "train_plainly", lambda *_: dense)
+    budget = Budget(untrained["bytes"], 1e6)
+    row = measure_trial(KEY, public, budget)
+    assert "auc" in row
+    assert row["bytes"] == model_bytes(search_trials._settings(KEY, public.dataset), dense)
+    assert row["bytes"] != untrained["bytes"]
 
 
 def test_fewer_bits_make_a_mixed_student_fit(public: PublicRecords, trained: list[Any]) -> None:

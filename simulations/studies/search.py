@@ -125,7 +125,9 @@ def targets(best: Row, budget: Budget) -> list[Target]:
 def _shown(lines: Sequence[Row]) -> Table:
     table = Table(*_COLUMNS)
     for line in lines:
-        table.add_row(*(f"{line[name]:.4g}" if name in _FRACTIONS else str(line[name]) for name in _COLUMNS))
+        table.add_row(
+            *(f"{line[name]:.4g}" if name in _FRACTIONS else str(line[name] or "-") for name in _COLUMNS)
+        )
     return table
 
 
