@@ -12,23 +12,22 @@ trained: what a network computes does not depend on it. Whether a form may be us
 each release (`fedward.server.forms`).
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Annotated
 
 import numpy as np
-import onnxruntime
 import typer
 from rich.console import Console
 
 from fedward.common.graph_forms import FORMS, in_form
 from fedward.common.models import StudentSpec
 from fedward.common.onnx_options import onnx_session
-from fedward.server.export import INPUT, to_onnx
+from fedward.server.export import to_onnx
 from fedward.server.leftovers import rounded
 from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
+from fedward.simulations.studies.timing import in_turns
 from fedward.simulations.studies.untrained import settings_of, start_latents
 
 STUDENTS = (
@@ -41,7 +40,6 @@ STUDENTS = (
 )
 JUDGED, LEAST_SPEEDUP = ("ternary-vit-m", "ternary-vit-l"), 2.2
 RUNS = 3
-_WARM_UP = 5  # turns that are not counted
 _PLAIN = "fp32 network"
 
 
@@ -50,7 +48,7 @@ def measure(key: Row) -> Row:
     spec = StudentSpec(key["student"], 1, key["side"], key["side"], 2)
     sessions = {name: onnx_session(graph) for name, graph in graphs_of(spec).items()}
     image = np.random.default_rng(0).uniform(-1, 1, (1, 1, key["side"], key["side"])).astype(np.float32)
-    milliseconds = _in_turns(sessions, image, key["repeats"])
+    milliseconds = in_turns(sessions, image, key["repeats"])
     fastest = min((form for form in milliseconds if form in FORMS), key=milliseconds.__getitem__)
     return {
         "milliseconds": milliseconds,
@@ -68,24 +66,6 @@ def graphs_of(spec: StudentSpec) -> dict[str, bytes]:
         if (graph := in_form(release, form)) not in graphs.values():
             graphs[form] = graph
     return graphs
-
-
-def _in_turns(
-    sessions: dict[str, onnxruntime.InferenceSession], image: np.ndarray, repeats: int
-) -> dict[str, float]:
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    for turn in range(repeats + _WARM_UP):
-        for name, session in sessions.items():
-            spent = _timed(session, image)
-            if turn >= _WARM_UP:
-                times[name].append(spent)
-    return {name: median(own) for name, own in times.items()}
-
-
-def _timed(session: onnxruntime.InferenceSession, image: np.ndarray) -> float:
-    started = time.thread_time()
-    session.run(None, {INPUT: image})
-    return 1000 * (time.thread_time() - started)
 
 
 def speedups(rows: Sequence[Row]) -> dict[str, float]:

@@ -11,7 +11,6 @@ fp32 graph taking turns, so that another process on the machine slows both or no
 spent between operators, whatever their channels; so the same weights are timed at 224 pixels, too.
 """
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -28,7 +27,7 @@ from fedward.common.datasets import ImageDataset
 from fedward.common.files import write_atomically
 from fedward.common.onnx_options import onnx_session
 from fedward.common.randomness import KeyedGenerator
-from fedward.server.export import INPUT, to_onnx
+from fedward.server.export import to_onnx
 from fedward.server.mixed_precision import model_bytes, with_bits_within
 from fedward.server.pruning import pruned, whole_widths
 from fedward.server.reference import halve, measure
@@ -36,6 +35,7 @@ from fedward.server.teacher import train_plainly
 from fedward.simulations.options import Options, plan_study
 from fedward.simulations.sources import find_dataset
 from fedward.simulations.studies.rows import Row, Target, conclude, measured, run_study
+from fedward.simulations.studies.timing import in_turns
 
 STUDENTS = ("fp32-mobile", "ternary-mobile", "int8-mobile")
 SHARES = (0.0, 0.3, 0.5)
@@ -98,14 +98,8 @@ def _latencies(students: list[tuple[LocalSettings, Vector]], side: int) -> list[
     plain = replace(whole, student=f"fp32-{whole.spec.network}")
     pairs = (own, latents), (plain, start)
     graphs = [to_onnx(replace(one, height=side, width=side), values) for one, values in pairs]
-    sessions, image = [onnx_session(graph) for graph in graphs], np.zeros((1, 1, side, side), np.float32)
-    times: list[list[int]] = [[] for _ in sessions]
-    for _ in range(_TURNS):
-        for session, spent in zip(sessions, times, strict=True):
-            started = time.thread_time_ns()
-            session.run(None, {INPUT: image})
-            spent.append(time.thread_time_ns() - started)
-    return [float(np.median(spent)) / 1e6 for spent in times]
+    sessions = {place: onnx_session(graph) for place, graph in zip(("own", "whole"), graphs, strict=True)}
+    return list(in_turns(sessions, np.zeros((1, 1, side, side), np.float32), _TURNS).values())
 
 
 def summary(rows: list[Row]) -> list[Row]:
