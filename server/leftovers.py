@@ -13,7 +13,7 @@ from torch import Tensor
 from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
 from fedward.common.models import StudentSpec, build_student, flatten, unflatten
-from fedward.common.quantization import QUANTIZERS, Quantized, dequantize, int8, is_quantized
+from fedward.common.quantization import QUANTIZERS, Quantized, dequantize, each_precision, int8, is_quantized
 
 _FAMILIES = ("vit",)
 IN_INT8 = ".bias"  # how the names of these parameters end; a position's does, too
@@ -35,7 +35,8 @@ def rounded(settings: LocalSettings, latents: Vector) -> Vector:
         return latents
     named = dict(build_student(spec).named_parameters())
     parts = unflatten(torch.from_numpy(latents), list(named.values()))
-    return flatten([_rounded(*one, spec.precision) for one in zip(named, parts, strict=True)]).numpy()
+    precisions = each_precision(spec.precisions, parts)
+    return flatten([_rounded(*one) for one in zip(named, parts, precisions, strict=True)]).numpy()
 
 
 def as_codes(values: Tensor) -> Quantized:

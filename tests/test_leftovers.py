@@ -1,5 +1,6 @@
 """What a release rounds of a transformer is small, changes no code, and is rounded once and for all."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from fedward.common.config import LocalSettings
-from fedward.common.models import SMALLEST, build_student, flatten, initialise, unflatten
-from fedward.common.quantization import QUANTIZERS, is_quantized
+from fedward.common.models import SMALLEST, build_student, flatten, initialise, quantized_weights, unflatten
+from fedward.common.quantization import QUANTIZERS, each_precision, is_quantized
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.export import latents_of, to_onnx
 from fedward.server.leftovers import rounded
@@ -52,6 +53,21 @@ def test_what_was_rounded_is_not_rounded_again_and_no_code_changes(
         if is_quantized(part):
             quantize = QUANTIZERS[local.spec.precision]
             assert torch.equal(quantize(part).codes, quantize(after[name]).codes)
+
+
+def test_weights_of_fewer_bits_keep_their_codes_too(make_local: LocalMaker) -> None:
+    local = make_local(student="int8-vit")
+    local = dataclasses.replace(
+        local, bits=tuple([2, 4, 8][k % 3] for k in range(quantized_weights(local.spec)))
+    )
+    latents = _latents(local)
+    before, after = (list(_parts(local, one).values()) for one in (latents, rounded(local, latents)))
+    for part, own, precision in zip(
+        before, after, each_precision(local.spec.precisions, before), strict=True
+    ):
+        if is_quantized(part):
+            quantize = QUANTIZERS[precision]
+            assert torch.equal(quantize(part).codes, quantize(own).codes)
 
 
 @pytest.mark.parametrize("student", SMALL)
