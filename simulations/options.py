@@ -200,13 +200,11 @@ class Options:
     @property
     def codecs(self) -> tuple[str, str]:
         """How updates and models travel: auto is as in a federation, or int8 where there is no noise."""
-        plain = self.epsilon is None
-        own = ("int8", "int8") if plain else (UPLINK, DOWNLINK)
-        uplink, downlink = (
-            one if one != "auto" else default
-            for one, default in zip((self.uplink, self.downlink), own, strict=True)
+        uplink, downlink = ("int8", "int8") if self.epsilon is None else (UPLINK, DOWNLINK)
+        return (
+            uplink if self.uplink == "auto" else self.uplink,
+            downlink if self.downlink == "auto" else self.downlink,
         )
-        return uplink, downlink
 
     @property
     def has_public_start(self) -> bool:

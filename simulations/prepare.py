@@ -67,10 +67,12 @@ def prepare(
         None if options.continue_from is None else read_bundle(Path(options.continue_from), load_trust(trust))
     )
     known = None if parent is None else (release_digest(parent.manifest), parent.manifest["version"])
-    if options.recipe == DISTILLED:  # refuses now what would else be refused after minutes of work
-        plan_study(sampled(options, len(dataset.train.images)), dataset, hospitals, reference, known)
+    wanted = sampled(options, len(dataset.train.images)) if options.recipe == DISTILLED else options
+    # Before a public start is made: what no study takes is not refused after minutes of work.
+    study = plan_study(wanted, dataset, hospitals, reference, known)
     options, start = settle(options, dataset, reference, tell)
-    study = plan_study(options, dataset, hospitals, reference, known)
+    if options != wanted:
+        study = plan_study(options, dataset, hospitals, reference, known)
     local, released = _start(options, study.local, reference, parent)
     study = replace(study, local=local)
     fixed = _fixed(options, study, reference, released)

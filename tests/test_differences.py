@@ -192,17 +192,21 @@ def test_a_difference_cut_anywhere_or_extended_is_refused(codec: str) -> None:
             decode_difference(np.concatenate([payload, np.zeros(extra, np.uint8)]), replica, codec)
 
 
+def _refuse_before_memory_is_taken(forged: Payload, replica: Vector, codec: str, words: str) -> None:
+    tracemalloc.start()
+    with pytest.raises(PayloadRefused, match=words):
+        decode_difference(forged, replica, codec)
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+
+
 @pytest.mark.parametrize("codec", DIFFERENCES)
 @pytest.mark.parametrize("claim", [0, 59, 61, 10**12, 2**64 - 1])
 def test_a_false_claim_of_values_is_refused_before_memory_is_taken(codec: str, claim: int) -> None:
     payload, replica = good(codec)
     data = payload.tobytes()
     forged = np.frombuffer(data[:8] + struct.pack("<Q", claim) + data[16:], np.uint8)
-    tracemalloc.start()
-    with pytest.raises(PayloadRefused, match="claims"):
-        decode_difference(forged, replica, codec)
-    assert tracemalloc.get_traced_memory()[1] < 100_000
-    tracemalloc.stop()
+    _refuse_before_memory_is_taken(forged, replica, codec, "claims")
 
 
 @pytest.mark.parametrize("codec", DIFFERENCES)
@@ -210,11 +214,7 @@ def test_a_bomb_is_refused_before_memory_is_taken(codec: str) -> None:
     payload, replica = good(codec)
     bomb = zstandard.ZstdCompressor().compress(bytes(1 << 26))
     forged = np.concatenate([payload[: HEADER + STEP], np.frombuffer(bomb, np.uint8)])
-    tracemalloc.start()
-    with pytest.raises(PayloadRefused, match="do not fit"):
-        decode_difference(forged, replica, codec)
-    assert tracemalloc.get_traced_memory()[1] < 100_000
-    tracemalloc.stop()
+    _refuse_before_memory_is_taken(forged, replica, codec, "do not fit")
 
 
 @pytest.mark.parametrize("codec", DIFFERENCES)

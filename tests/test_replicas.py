@@ -108,17 +108,23 @@ def test_a_hospital_follows_differences_keeps_the_last_two_models_and_says_which
     assert charged(site) == [1, 2, 3]
 
 
-def test_the_model_trained_from_is_the_one_named_whichever_way_it_came(
-    site: Path, ask: Ask, models: list[tuple[Vector, Payload]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _trained_with(monkeypatch: pytest.MonkeyPatch, name: str) -> list[bytes]:
+    """The vector of this name that each round trains with, as the rounds come."""
     seen: list[bytes] = []
     train = hospital_module.train
 
     def watched(work: Any, *rest: Any) -> Any:
-        seen.append(work.latents.numpy().tobytes())
+        seen.append(getattr(work, name).numpy().tobytes())
         return train(work, *rest)
 
     monkeypatch.setattr(hospital_module, "train", watched)
+    return seen
+
+
+def test_the_model_trained_from_is_the_one_named_whichever_way_it_came(
+    site: Path, ask: Ask, models: list[tuple[Vector, Payload]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = _trained_with(monkeypatch, "latents")
     for server_round, is_full in ((1, True), (2, False), (3, True)):
         Hospital(site).answer(ask(server_round, is_full))
     assert seen == [model.tobytes() for model, _ in models[:3]]
@@ -327,14 +333,7 @@ def taught(ask: Ask, models: list[tuple[Vector, Payload]]) -> Ask:
 def test_a_teacher_comes_once_and_is_used_in_every_round(
     site: Path, taught: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[bytes] = []
-    train = hospital_module.train
-
-    def watched(work: Any, *rest: Any) -> Any:
-        seen.append(work.teacher.numpy().tobytes())
-        return train(work, *rest)
-
-    monkeypatch.setattr(hospital_module, "train", watched)
+    seen = _trained_with(monkeypatch, "teacher")
     for server_round, count in ((1, 2), (2, 3), (3, 3), (4, 0)):
         Hospital(site).answer(taught(server_round, is_full=server_round == 1))
         assert len(kept(site)) == count
