@@ -34,6 +34,7 @@ from fedward.server.teacher import Descent, drawn_rows
 _VALUES = EMBEDDING * COLUMNS
 _SCALE = _VALUES**-0.5  # a normalised embedding's length is then 1
 _HEAD_SCALE = 4.0  # of the head's step beside the body's
+_TUNING = (300, 5000)  # fewest and most steps
 _CONTRAST, _BRIGHTNESS = (0.6, 1.5), (-0.25, 0.25)
 
 
@@ -44,15 +45,22 @@ class StartPlan:
     Attributes:
         steps, rate, batch: of the distillation: AdamW with a cosine to zero.
         tuning_steps, tuning_rate, tuning_batch: of the second step; `tuning_batch` labelled images and as
-            many public ones.
+            many public ones. None: one step for each labelled image there is, within `_TUNING`.
     """
 
     steps: int = 5000
     rate: float = 3e-3
     batch: int = 128
-    tuning_steps: int = 300
+    tuning_steps: int | None = None
     tuning_rate: float = 1e-3
     tuning_batch: int = 64
+
+    def steps_of_tuning(self, labelled: int) -> int:
+        """For so many labelled images: a few hundred are learned by heart soon, thousands are not."""
+        if self.tuning_steps is not None:
+            return self.tuning_steps
+        fewest, most = _TUNING
+        return min(max(fewest, labelled), most)
 
 
 def public_start(
@@ -131,8 +139,9 @@ class _Training:
                 tell(f"distilling, step {number + 1} of {plan.steps}: loss {float(loss.detach()):.3f}")
 
     def tune(self, plan: StartPlan, tell: Callable[[str], None]) -> None:
-        step = Descent([*self._latents[: self._body], *self._head], plan.tuning_rate, plan.tuning_steps)
-        for _ in range(plan.tuning_steps):
+        steps = plan.steps_of_tuning(len(self._labelled.images))
+        step = Descent([*self._latents[: self._body], *self._head], plan.tuning_rate, steps)
+        for _ in range(steps):
             self._load()
             head = [latent.detach().requires_grad_() for latent in self._head]
             loss = self._entropy(head, plan.tuning_batch) + self._distance(plan.tuning_batch)

@@ -108,6 +108,12 @@ def test_the_same_generator_gives_the_same_start_bit_for_bit(
     assert first.tobytes() == again.tobytes() != other.tobytes()
 
 
+@pytest.mark.parametrize(("labelled", "steps"), [(20, 300), (262, 300), (2947, 2947), (50_000, 5000)])
+def test_the_more_labelled_images_the_longer_the_tuning(labelled: int, steps: int) -> None:
+    assert StartPlan().steps_of_tuning(labelled) == steps
+    assert StartPlan(tuning_steps=7).steps_of_tuning(labelled) == 7
+
+
 def test_another_student_and_other_images_are_refused(
     make_local: LocalMaker, bright: Split, shown: PublicImages
 ) -> None:
