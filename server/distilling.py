@@ -1,4 +1,4 @@
-"""The distilled recipe's start for a study, or the reason why there is none."""
+"""A recipe's public start for a study, or the reason why there is none."""
 
 import dataclasses
 import math
@@ -8,9 +8,11 @@ from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.randomness import KeyedGenerator
+from fedward.server.imagenet_start import check_mobile, imagenet_start
 from fedward.server.public_images import PublicImages, public_images
 from fedward.server.public_start import check_student, public_start
 from fedward.server.public_teacher import load_teacher
+from fedward.server.recipes import IMAGENET
 from fedward.server.reference import halve, measure
 from fedward.server.teacher import train_plainly
 
@@ -19,33 +21,51 @@ _PLAIN_STEPS = 600
 _FEWEST = 20  # labelled public images, below which nothing can be tuned or compared
 
 
+def check_start(recipe: str, local: LocalSettings) -> None:
+    """Refuse a student that takes no start of the recipe's.
+
+    Raises:
+        SettingRefused: it is of another family.
+    """
+    check = check_mobile if recipe == IMAGENET else check_student
+    check(local)
+
+
 def start_or_reason(
+    recipe: str,
     local: LocalSettings,
-    public: ImageDataset,
+    public: ImageDataset | None,
     reference: Split | None,
     generator: KeyedGenerator,
     tell: Tell,
 ) -> tuple[Vector | None, str]:
     """A public start for students of `local`, or None and why the study is to train from scratch.
 
-    There is none without enough reference records, for images of another shape, and where what came of
-    `public` is right less often on half B of the reference records than a student that saw nothing but half
-    A, beyond two standard errors.
+    There is none without enough reference records, for images of another shape, and where it is right less
+    often on half B of the reference records than a student that saw nothing but half A, beyond two standard
+    errors.
+
+    Args:
+        recipe: of `PUBLIC_STARTS`.
+        public: images of the study's kind; None for the recipe `imagenet`.
 
     Raises:
         TeacherRefused: the public teacher is not installed, or is another.
         SettingRefused: the student takes no public start.
     """
-    check_student(local)  # before minutes of work
+    check_start(recipe, local)  # before minutes of work
     if reference is None or len(reference.images) < _FEWEST:
-        return None, f"the distilled recipe needs at least {_FEWEST} public reference records."
-    if public.train.images.shape[1:] != reference.images.shape[1:]:
+        return None, f"the recipe {recipe} needs at least {_FEWEST} public reference records."
+    labelled = halve(reference).calibration
+    if public is None:
+        start = imagenet_start(local, load_teacher(), labelled, generator)
+    elif public.train.images.shape[1:] != reference.images.shape[1:]:
         shapes = _shape(public.train), _shape(reference)
         return None, f"the public images of {public.name} are {shapes[0]}, and the study's {shapes[1]}."
-    halves = halve(reference)
-    images = _shown(public.name, public.train, halves.calibration, tell)
-    start = public_start(local, images, halves.calibration, generator, tell=tell)
-    why = _why_not(local, start, reference)
+    else:
+        images = _shown(public.name, public.train, labelled, tell)
+        start = public_start(local, images, labelled, generator, tell=tell)
+    why = _why_not(recipe, local, start, reference)
     return (None, why) if why else (start, "")
 
 
@@ -70,7 +90,7 @@ def _shown(name: str, public: Split, reference: Split, tell: Tell) -> PublicImag
     return _Shown.images
 
 
-def _why_not(local: LocalSettings, start: Vector, reference: Split) -> str:
+def _why_not(recipe: str, local: LocalSettings, start: Vector, reference: Split) -> str:
     """Why the start is not to be used, or nothing."""
     halves = halve(reference)
     settings = dataclasses.replace(local, student=f"{local.spec.precision}-cnn", trained="all")
@@ -84,8 +104,8 @@ def _why_not(local: LocalSettings, start: Vector, reference: Split) -> str:
     if ours >= theirs - 2 * error:
         return ""
     return (
-        f"on {count} public reference records the distilled start is right in {ours:.1%}, and a student "
-        f"without it in {theirs:.1%}: the public images are not of this kind."
+        f"on {count} public reference records the start of the recipe {recipe} is right in {ours:.1%}, and a "
+        f"student without it in {theirs:.1%}: what it learned from is not of this kind."
     )
 
 

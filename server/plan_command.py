@@ -27,7 +27,10 @@ def plan(
     name: Annotated[str | None, typer.Option(help="The study's name; by default the folder's.")] = None,
     site: Annotated[list[str] | None, typer.Option(help="A site that takes part; by default all do.")] = None,
     recipe: Annotated[
-        str, typer.Option(help="from-scratch, or distilled: a body from public images, a private head.")
+        str,
+        typer.Option(
+            help="from-scratch; distilled, a body from public images; or imagenet, one of ImageNet's weights."
+        ),
     ] = _RECIPE.recipe,
     public: Annotated[
         Path | None, typer.Option(help="Public images to distil on, an npz in MedMNIST's layout.")

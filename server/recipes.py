@@ -2,7 +2,8 @@
 
 ``from-scratch``: every weight from a random start, under privacy. ``distilled``: the body learns from a
 public teacher on public images and from public reference records; under privacy only the head is trained, so
-the noise meets a few hundred values instead of tens of thousands.
+the noise meets a few hundred values instead of tens of thousands. ``imagenet``: the body has the public
+teacher's own weights, and needs no public images but the reference records; again only the head is trained.
 """
 
 import dataclasses
@@ -13,7 +14,8 @@ from fedward.common.errors import UnknownName
 
 Settings = TypeVar("Settings")  # a dataclass with the fields that recipes set, `recipe` and `kept`
 
-FROM_SCRATCH, DISTILLED = "from-scratch", "distilled"
+FROM_SCRATCH, DISTILLED, IMAGENET = "from-scratch", "distilled", "imagenet"
+PUBLIC_STARTS = (DISTILLED, IMAGENET)  # recipes whose first model is what public data taught
 RECIPES: dict[str, dict[str, Any]] = {
     FROM_SCRATCH: {},
     DISTILLED: {
@@ -28,6 +30,16 @@ RECIPES: dict[str, dict[str, Any]] = {
         "averaged_rounds": 10,
         "uplink": "int8",
         "downlink": "diff4",
+    },
+    IMAGENET: {
+        "student": "ternary-mobile",
+        "trained": "head",
+        "rounds": 20,
+        "sample_rate": 1.0,
+        "max_grad_norm": 0.4,
+        "schedule": "constant",
+        "server_momentum": 0.9,
+        "averaged_rounds": 10,
     },
 }
 _FULL_BATCH = 10_000  # images of all hospitals that a step looks at; noise rules out what more would gain
@@ -46,10 +58,13 @@ def values_of(name: str, typed: Set[str]) -> dict[str, Any]:
 
 
 def sampled(settings: Settings, images: int) -> Settings:
-    """`settings` of the distilled recipe with its sampling rate for so many images in all hospitals, a public
-    constant; where a person set another rate, that one stays.
+    """`settings` with the sampling rate of a recipe with a public start for so many images in all hospitals,
+    a public constant; where a person set another rate, that one stays, and so do other recipes'.
     """
-    is_own = settings.sample_rate != RECIPES[DISTILLED]["sample_rate"]  # type: ignore[attr-defined]
+    own = RECIPES[settings.recipe]  # type: ignore[attr-defined]
+    if settings.recipe not in PUBLIC_STARTS:  # type: ignore[attr-defined]
+        return settings
+    is_own = settings.sample_rate != own["sample_rate"]  # type: ignore[attr-defined]
     if is_own or "sample_rate" in settings.kept:  # type: ignore[attr-defined]
         return settings
     rate = min(1.0, _FULL_BATCH / max(1, images))
@@ -57,10 +72,10 @@ def sampled(settings: Settings, images: int) -> Settings:
 
 
 def back_to_scratch(settings: Settings, plain: Settings, **changes: Any) -> Settings:
-    """`settings` of the distilled recipe for training from scratch: what a person set (`kept`) stays, the
-    recipe's own goes back to what `plain` has.
+    """`settings` of a recipe with a public start for training from scratch: what a person set (`kept`) stays,
+    the recipe's own goes back to what `plain` has.
     """
-    own = RECIPES[DISTILLED]
+    own = RECIPES[settings.recipe]  # type: ignore[attr-defined]
     changed = [name for name, value in own.items() if getattr(settings, name) == value]
     kept = settings.kept  # type: ignore[attr-defined]
     back = {name: getattr(plain, name) for name in changed if name not in kept}

@@ -22,7 +22,7 @@ from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import SettingRefused, UnknownName
 from fedward.common.models import STUDENTS, TRAINED
 from fedward.server.planning import DOWNLINK, UPLINK, planned_learning_rate, with_planned_noise
-from fedward.server.recipes import DISTILLED, FROM_SCRATCH, RECIPES
+from fedward.server.recipes import FROM_SCRATCH, PUBLIC_STARTS, RECIPES
 from fedward.server.reference import class_prior
 from fedward.simulations.partitions import partition
 
@@ -162,11 +162,13 @@ class Options:
             raise SettingRefused("--ewc-fisher is a Fisher already: leave out --ewc-reference, or that.")
         if self.start is not None and self.continue_from is not None:
             raise SettingRefused("--start and --continue-from both say where to start: leave out one.")
-        if self.recipe == DISTILLED and self.continue_from is not None:
-            raise SettingRefused("--recipe distilled starts from public images: leave out --continue-from.")
+        if self.recipe in PUBLIC_STARTS and self.continue_from is not None:
+            raise SettingRefused(
+                f"--recipe {self.recipe} starts from public data: leave out --continue-from."
+            )
         if self.trained == "head" and not self.has_body:
             raise SettingRefused(
-                "--trained head needs a body that learned something: add --recipe distilled, --start or "
+                "--trained head needs a body that learned something: add --recipe distilled or imagenet, --start or "
                 "--continue-from."
             )
         if self.epsilon is None and self.uplink not in ("auto", *PLAIN_CODECS):
@@ -209,7 +211,7 @@ class Options:
     @property
     def has_public_start(self) -> bool:
         """Whether the first model is what public data taught."""
-        return self.recipe == DISTILLED or self.start is not None
+        return self.recipe in PUBLIC_STARTS or self.start is not None
 
     @property
     def has_body(self) -> bool:

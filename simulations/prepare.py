@@ -19,7 +19,7 @@ from fedward.server.export import bits_of, latents_of, widths_of
 from fedward.server.measuring import read_fisher
 from fedward.server.mixed_precision import with_bits_within
 from fedward.server.pruning import pruned
-from fedward.server.recipes import DISTILLED, sampled
+from fedward.server.recipes import sampled
 from fedward.server.reference import EXPLANATION, fisher_diagonal, halve
 from fedward.server.study_folder import START, StudyFolder
 from fedward.server.teacher import train_plainly
@@ -67,7 +67,7 @@ def prepare(
         None if options.continue_from is None else read_bundle(Path(options.continue_from), load_trust(trust))
     )
     known = None if parent is None else (release_digest(parent.manifest), parent.manifest["version"])
-    wanted = sampled(options, len(dataset.train.images)) if options.recipe == DISTILLED else options
+    wanted = sampled(options, len(dataset.train.images))
     # Before a public start is made: what no study takes is not refused after minutes of work.
     study = plan_study(wanted, dataset, hospitals, reference, known)
     options, start = settle(options, dataset, reference, tell)

@@ -7,9 +7,8 @@ from fedward.common.codec import Vector
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import DatasetRefused
 from fedward.common.randomness import KeyedGenerator
-from fedward.server.distilling import start_or_reason
-from fedward.server.public_start import check_student
-from fedward.server.recipes import DISTILLED, back_to_scratch, sampled
+from fedward.server.distilling import check_start, start_or_reason
+from fedward.server.recipes import DISTILLED, IMAGENET, PUBLIC_STARTS, back_to_scratch, sampled
 from fedward.server.start_file import read_start_file
 from fedward.simulations.options import Options, local_settings
 from fedward.simulations.sources import find_dataset
@@ -23,19 +22,17 @@ def settle(
 ) -> tuple[Options, Vector | None]:
     """The options that a run is made with, and its start where it has a public one.
 
-    The distilled recipe falls back to training from scratch, and says why, where there are no public images
-    of the study's kind (`start_or_reason`).
+    A recipe with a public start falls back to training from scratch, and says why, where what it needs is
+    not there or not of the study's kind (`start_or_reason`).
 
     Raises:
         TeacherRefused: the public teacher is not installed, or is another.
         StartRefused, SettingRefused: the start or the student does not fit.
     """
-    asked = options
-    if options.recipe == DISTILLED:
-        options = sampled(options, len(dataset.train.images))
+    asked, options = options, sampled(options, len(dataset.train.images))
     if options.start is not None:
         return options, read_start_file(Path(options.start), local_settings(options, dataset, reference))[0]
-    if options.recipe != DISTILLED:
+    if options.recipe not in PUBLIC_STARTS:
         return options, None
     start, why = _made(options, dataset, reference, tell)
     if start is not None:
@@ -48,7 +45,10 @@ def _made(
     options: Options, dataset: ImageDataset, reference: Split | None, tell: Tell
 ) -> tuple[Vector | None, str]:
     local = local_settings(options, dataset, reference)
-    check_student(local)
+    check_start(options.recipe, local)
+    generator = KeyedGenerator.from_seed(options.seed, "public start")
+    if options.recipe == IMAGENET:
+        return start_or_reason(IMAGENET, local, None, reference, generator, tell)
     try:
         public = find_dataset(AUTO if options.public == "auto" else options.public)
     except DatasetRefused as refusal:
@@ -57,8 +57,7 @@ def _made(
         return None, f"there are no public images to distil on ({refusal})"
     if shared := _shared(public.train, dataset):
         return None, f"{shared:,} images of {public.name} are the study's own: they are not public."
-    generator = KeyedGenerator.from_seed(options.seed, "public start")
-    return start_or_reason(local, public, reference, generator, tell)
+    return start_or_reason(DISTILLED, local, public, reference, generator, tell)
 
 
 def _shared(public: Split, dataset: ImageDataset) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedward.common.metrics import macro_auc_standard_error
-from fedward.server.recipes import DISTILLED
+from fedward.server.recipes import PUBLIC_STARTS
 from fedward.simulations.markup import escaped
 from fedward.simulations.report_details import ReportDetails
 from fedward.simulations.wording import counted, decimal, percent, size, small, spent, times
@@ -59,11 +59,11 @@ def _notices(metrics: Mapping[str, Any]) -> list[str]:
 def _recipe(options: Mapping[str, Any]) -> list[str]:
     """What a public start means, or why there is none."""
     if note := options.get("recipe_note"):
-        text = f"The distilled recipe was asked for and not used: {note}"
+        text = f"A recipe with a public start was asked for and not used: {note}"
         return [_notice("Trained from scratch.", text)]
-    if options.get("recipe") != DISTILLED and options.get("start") is None:
+    if options.get("recipe") not in PUBLIC_STARTS and options.get("start") is None:
         return []
-    text = "The first model had learned from public images before any hospital took part. What these alone "
+    text = "The first model had learned from public data before any hospital took part. What these alone "
     text += "reach is among the comparisons, where they were asked for."
     return [_notice("A public start.", text)]
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fedward.server.recipes import DISTILLED, FROM_SCRATCH, RECIPES
+from fedward.server.recipes import DISTILLED, FROM_SCRATCH, IMAGENET, RECIPES
 from fedward.server.start_file import save_start
 from fedward.simulations.options import Options, local_settings
 from fedward.simulations.prepare import prepare, reference_records
@@ -54,24 +54,30 @@ class Case:
         return Options(**RECIPES[self.recipe] | self.values, recipe=self.recipe, seed=seed)
 
 
-_CHEST, _OTHER = {"dataset": "pneumoniamnist"}, {"dataset": "mednist", "public": "phantom"}
+_CHEST, _MEDNIST = {"dataset": "pneumoniamnist"}, {"dataset": "mednist"}
+_OTHER = {**_MEDNIST, "public": "phantom"}
 _COLOUR, _GREY = {"dataset": "phantom-colour:imbalance=10"}, {"dataset": "phantom:imbalance=10"}
 CASES = {
     "chest, epsilon 3": Case(_CHEST, accuracy=0.895, auc=0.955, compared=True),
     "chest, epsilon 1": Case({**_CHEST, "epsilon": 1.0}, accuracy=0.885, auc=0.95),
     "chest, dirichlet:0.5": Case({**_CHEST, "partition": "dirichlet:0.5"}),
     "chest, fp32": Case({**_CHEST, "student": "fp32-embed"}),
+    "chest by ImageNet": Case(_CHEST, IMAGENET),
     "chest, from scratch": Case(_CHEST, FROM_SCRATCH),
     "chest, fp32 from scratch": Case({**_CHEST, "student": "fp32-cnn"}, FROM_SCRATCH),
     "colour phantoms": Case(_COLOUR),
     "colour phantoms, from scratch": Case(_COLOUR, FROM_SCRATCH),
+    "colour phantoms by ImageNet": Case(_COLOUR, IMAGENET),
     "grey phantoms": Case(_GREY),
     "grey phantoms, from scratch": Case(_GREY, FROM_SCRATCH),
-    "MedNIST by phantoms": Case(_OTHER, accuracy=0.98),
-    "MedNIST, from scratch": Case({"dataset": "mednist"}, FROM_SCRATCH),
+    "MedNIST by phantoms": Case(_OTHER),
+    "MedNIST by ImageNet": Case(_MEDNIST, IMAGENET, accuracy=0.98),
+    "MedNIST, from scratch": Case(_MEDNIST, FROM_SCRATCH),
 }
 _PAIRS = [(name, f"{name}, from scratch") for name in ("colour phantoms", "grey phantoms")]
-_PAIRS.append(("MedNIST by phantoms", "MedNIST, from scratch"))
+_PAIRS += [(f"MedNIST by {start}", "MedNIST, from scratch") for start in ("phantoms", "ImageNet")]
+_PAIRS.append(("colour phantoms by ImageNet", "colour phantoms, from scratch"))
+_PAIRS.append(("chest by ImageNet", "chest, from scratch"))
 
 
 def measure(key: Row, bodies: Path, say: Callable[[str], None]) -> Row:
@@ -81,11 +87,11 @@ def measure(key: Row, bodies: Path, say: Callable[[str], None]) -> Row:
     options = with_body(options, bodies, say)
     with tempfile.TemporaryDirectory() as folder:
         metrics = run(prepare(options, Path(folder) / "run", None), Console(stderr=True)).metrics
-    release, rounds = metrics["release"], metrics["rounds"]
+    release, rounds, used = metrics["release"], metrics["rounds"], metrics["study"]["simulation"]
     return {
         **{name: release[name] for name in _WANTED},
-        "recipe": options.recipe,
-        "recipe_note": options.recipe_note,
+        "recipe": used["recipe"],
+        "recipe_note": used["recipe_note"],
         "largest_epsilon": max(site["epsilon"] for site in metrics["hospitals"]),
         "comparison": metrics["comparison"],
         "uplink_bytes": sum(row["uplink_bytes"] for row in rounds),

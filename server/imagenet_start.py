@@ -1,0 +1,234 @@
+"""A `mobile` student that starts from the public teacher's ImageNet weights, whatever its widths.
+
+The student has the same kind of blocks, but fewer of them, other widths and smaller kernels. So each of its
+convolutions takes the teacher's weights where the two overlap (weight selection, Xu et al. 2023, arXiv
+2311.18823): of the teacher's inner channels those of the largest L1 norm, of a larger kernel its middle. What
+the teacher leaves empty is random, and nothing of it reaches the teacher's channels. A batch norm's statistics
+are of ImageNet's photographs; each channel gets its mean and deviation back on public images of the study's
+kind (AdaBN, Li et al. 2016, arXiv 1603.04779).
+
+The last convolution is random, and its norm cuts each channel off one deviation above its mean: features that
+are mostly zero have no large direction in common, which would fill the clip of the head's gradient. The head
+learns on half A of the reference records. All of it is public and costs no privacy.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedward.common.codec import Vector, decode, encode
+from fedward.common.config import LocalSettings
+from fedward.common.datasets import Split
+from fedward.common.errors import SettingRefused
+from fedward.common.images import to_tensor
+from fedward.common.losses import classification, prior_offset
+from fedward.common.models import build_student, flatten, initialise, load_vector
+from fedward.common.quantization import fake_quantize, load_latents
+from fedward.common.randomness import KeyedGenerator
+from fedward.server.public_teacher import IMAGENET_DEVIATION
+from fedward.server.teacher import Descent, drawn_rows
+
+_BLOCKS = (1, 3, 4, 5, 6, 8)  # of the teacher, for the student's six
+_LOOKED_AT = 256  # public images, for the channels' means and deviations
+_SMALLEST = 0.1  # of the median deviation: a channel that varies less says nothing, and is not made to
+_LENGTH = 4.0  # of the features that the head reads
+_CUT_OFF = 0.0754  # mean square of max(0, z - 1) for a standard normal z
+_HEAD_STEPS, _HEAD_RATE, _HEAD_BATCH = 300, 1e-3, 64
+_MOST_LABELLED = 4000  # images the head learns on: their features are kept in memory
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a convolution's first channels take: weights (o, i, k, k), and of each channel the mean and the
+    (signed) deviation that a batch norm gave it (o,)."""
+
+    weights: Tensor
+    mean: Tensor
+    deviation: Tensor
+
+
+def imagenet_start(
+    settings: LocalSettings, teacher: nn.Module, labelled: Split, generator: KeyedGenerator
+) -> Vector:
+    """Latents of a `mobile` student to start a study of the head from, float32 (n,).
+
+    Args:
+        settings: the study's.
+        teacher: of `load_teacher`.
+        labelled: half A of the reference records.
+
+    Raises:
+        SettingRefused: another student.
+    """
+    check_mobile(settings)
+    torch.set_num_threads(1)
+    start = _Start(settings, to_tensor(labelled.images[:_LOOKED_AT]), generator.derive("student"))
+    start.take(teacher)
+    start.cut_off()
+    start.round_as_sent()
+    start.learn_head(labelled, generator.derive("head"))
+    return flatten(list(start.latents.parameters())).numpy()
+
+
+def check_mobile(settings: LocalSettings) -> None:
+    """Refuse a student that ImageNet's weights do not fit.
+
+    Raises:
+        SettingRefused: it is no `mobile`.
+    """
+    if settings.spec.family != "mobile":
+        raise SettingRefused(
+            f"ImageNet's weights are for a mobile student, not for {settings.student}: take ternary-mobile."
+        )
+
+
+class _Start:
+    """The student's latents on their way, in a network's place, and the quantised network they stand for."""
+
+    def __init__(self, settings: LocalSettings, images: Tensor, generator: KeyedGenerator) -> None:
+        self.latents, self._network = build_student(settings.spec), build_student(settings.spec)
+        self.latents.requires_grad_(False)
+        initialise(self.latents, generator)
+        self._settings, self._images = settings, images
+        layers = list(self.latents.named_modules())
+        # Each convolution with the layer that gives its channels their means: its norm, or itself.
+        self._pairs = [
+            (own, after if isinstance(layer, nn.GroupNorm) else name)
+            for (name, own), (after, layer) in zip(layers, layers[1:], strict=False)
+            if isinstance(own, nn.Conv2d)
+        ]
+
+    def take(self, teacher: nn.Module) -> None:
+        """The teacher's weights, and its channels' means and deviations, layer by layer from the image up."""
+        widths = [conv.out_channels for conv, _ in self._pairs]
+        sources = _sources(teacher, self._settings.channels, widths)
+        for (conv, name), source in zip(self._pairs[:-1], sources, strict=True):
+            _place(conv.weight, source.weights)
+            # Further channels vary as much, about zero.
+            mean = torch.zeros(conv.out_channels)
+            deviation = torch.full_like(mean, float(source.deviation.abs().mean()))
+            count = min(len(mean), len(source.mean))
+            mean[:count], deviation[:count] = source.mean[:count], source.deviation[:count]
+            self._set(conv, name, mean, deviation)
+
+    def cut_off(self) -> None:
+        """Cut the last convolution's channels off one deviation above their means."""
+        conv, name = self._pairs[-1]
+        features: int = self.latents[-1].in_features
+        deviation = torch.full((conv.out_channels,), _LENGTH / math.sqrt(_CUT_OFF * features))
+        self._set(conv, name, -deviation, deviation)
+
+    def round_as_sent(self) -> None:
+        """Round all values as the first download does: so the hospitals' body is the very one that the head
+        is read behind. Ternary codes of small weights do not survive another rounding.
+        """
+        vector = flatten(list(self.latents.parameters())).numpy()
+        load_vector(self.latents, decode(encode(vector, "int8"), len(vector), "int8"))
+
+    def learn_head(self, labelled: Split, draws: KeyedGenerator) -> None:
+        """The head's weights on the labelled images, quantised throughout (straight-through)."""
+        settings, head = self._settings, self.latents[-1]
+        head.weight.zero_()
+        self._load()
+        kept = to_tensor(labelled.images[:_MOST_LABELLED])
+        with torch.no_grad():
+            features = torch.cat([self._network[:-1](batch) for batch in kept.split(_LOOKED_AT)])
+        labels = torch.from_numpy(labelled.labels[:_MOST_LABELLED])
+        offset = prior_offset(settings.class_prior, settings.task)
+        step = Descent([head.weight, head.bias], _HEAD_RATE, _HEAD_STEPS)
+        for _ in range(_HEAD_STEPS):
+            rows = torch.from_numpy(drawn_rows(draws, _HEAD_BATCH, len(features)))
+            weight = fake_quantize(head.weight, settings.spec.precision).requires_grad_()
+            bias = head.bias.detach().clone().requires_grad_()
+            logits = F.linear(features[rows], weight, bias)
+            loss = classification(logits, labels[rows], settings.task, offset).mean()
+            step(torch.autograd.grad(loss, [weight, bias]))
+
+    def _set(self, conv: nn.Conv2d, name: str, mean: Tensor, deviation: Tensor) -> None:
+        """Give what comes out of layer `name`, `conv` or its norm, this mean and deviation by channel.
+
+        A norm leaves the weights to tell its channels apart: its own gains are then nearly alike, and no
+        value of the packed vector is so large that the small ones beside it are lost in transport.
+        """
+        layer: Any = self.latents.get_submodule(name)
+        if layer is not conv:
+            own = next(key for key, module in self.latents.named_modules() if module is conv)
+            relative = deviation / _deviation(self._seen(own))
+            conv.weight.mul_((relative / relative.mean()).view(-1, 1, 1, 1))
+        seen = self._seen(name)
+        gain = deviation / _deviation(seen)
+        layer.weight.mul_(gain.view(-1, 1, 1, 1) if layer is conv else gain)
+        layer.bias.copy_(mean - gain * seen.mean(dim=(0, 2, 3)))
+
+    @torch.no_grad()
+    def _seen(self, name: str) -> Tensor:
+        """What comes out of a layer of the quantised network, (images, channels, height, width)."""
+        self._load()
+        found: list[Tensor] = []
+        layer = self._network.get_submodule(name)
+        handle = layer.register_forward_hook(lambda *given: found.append(given[2]))
+        self._network(self._images)
+        handle.remove()
+        return found[0]
+
+    def _load(self) -> None:
+        load_latents(self._network, list(self.latents.parameters()), self._settings.spec.precision)
+
+
+def _deviation(seen: Tensor) -> Tensor:
+    """Of each channel of (n, channels, h, w), (channels,)."""
+    deviation = seen.std(dim=(0, 2, 3), correction=0)
+    return deviation.clamp(min=max(1e-9, _SMALLEST * float(deviation.median())))
+
+
+def _place(latent: Tensor, weights: Tensor) -> None:
+    """Write `weights` over the latent's first channels; no further input reaches these."""
+    outputs, inputs = (min(sides) for sides in zip(latent.shape[:2], weights.shape[:2], strict=True))
+    edge = (weights.shape[2] - latent.shape[2]) // 2
+    middle = slice(edge, edge + latent.shape[2])
+    latent[:outputs] = 0.0
+    latent[:outputs, :inputs] = weights[:outputs, :inputs, middle, middle]
+
+
+def _sources(teacher: Any, channels: int, widths: list[int]) -> Iterator[_Source]:
+    """For the student's convolutions in order, but for the last, which the teacher has none like.
+
+    Args:
+        channels: of the images: the stem's kernels of the three colours are summed for grey ones.
+        widths: output channels of each convolution of the student.
+    """
+    stem = teacher._conv_stem.weight / IMAGENET_DEVIATION
+    yield _source(stem if channels == 3 else stem.sum(dim=1, keepdim=True), teacher._bn0)
+    for place, index in enumerate(_BLOCKS):
+        block = teacher._blocks[index]
+        expand, project = block._expand_conv.weight, block._project_conv.weight
+        if place == 0:
+            expand = _behind_first_block(expand, teacher._blocks[0])
+        norms = project.abs().sum(dim=(0, 2, 3))
+        largest = norms.argsort(descending=True, stable=True)[: widths[1 + 3 * place]].sort().values
+        yield _source(expand[largest], block._bn0, largest)
+        yield _source(block._depthwise_conv.weight[largest], block._bn1, largest)
+        yield _source(project[:, largest], block._bn2)
+
+
+def _source(weights: Tensor, norm: Any, channels: Tensor | slice = slice(None)) -> _Source:
+    scale = norm.weight.abs().mean()
+    return _Source(weights, norm.bias[channels] / scale, norm.weight[channels] / scale)
+
+
+def _behind_first_block(expand: Tensor, block: Any) -> Tensor:
+    """`expand` (o, 16, 1, 1) as it acts on the input of the teacher's first block, which has no expansion and
+    no counterpart: (o, 32, 1, 1). Each depthwise kernel stands by its sum, each batch norm by its gain."""
+    looked = block._depthwise_conv.weight.sum(dim=(1, 2, 3)) * _gain(block._bn1)
+    projected = block._project_conv.weight[:, :, 0, 0] * _gain(block._bn2)[:, None] * looked
+    return (expand[:, :, 0, 0] @ projected)[:, :, None, None]
+
+
+def _gain(norm: Any) -> Tensor:
+    gain: Tensor = norm.weight / (norm.running_var + norm.eps).sqrt()
+    return gain
