@@ -1,11 +1,9 @@
 """A `mobile` student that starts from the public teacher's ImageNet weights, whatever its widths.
 
-The student has the same kind of blocks, but fewer of them, other widths and smaller kernels. So each of its
-convolutions takes the teacher's weights where the two overlap (weight selection, Xu et al. 2023, arXiv
-2311.18823): of the teacher's inner channels those of the largest L1 norm, of a larger kernel its middle. What
-the teacher leaves empty is random, and nothing of it reaches the teacher's channels. A batch norm's statistics
-are of ImageNet's photographs; each channel gets its mean and deviation back on public images of the study's
-kind (AdaBN, Li et al. 2016, arXiv 1603.04779).
+Where the student has more channels than the teacher gives (`fedward.server.imagenet_weights`), they are
+random, and nothing of them reaches the teacher's. A batch norm's statistics are of ImageNet's photographs; each
+channel gets its mean and deviation back on public images of the study's kind (AdaBN, Li et al. 2016, arXiv
+1603.04779).
 
 The last convolution is random, and its norm cuts each channel off one deviation above its mean: features that
 are mostly zero have no large direction in common, which would fill the clip of the head's gradient. The head
@@ -13,8 +11,7 @@ learns on half A of the reference records. All of it is public and costs no priv
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,26 +27,15 @@ from fedward.common.losses import classification, prior_offset
 from fedward.common.models import build_student, flatten, initialise, load_vector
 from fedward.common.quantization import fake_quantize, load_latents
 from fedward.common.randomness import KeyedGenerator
-from fedward.server.public_teacher import IMAGENET_DEVIATION
+from fedward.server.imagenet_weights import sources
 from fedward.server.teacher import Descent, drawn_rows
 
-_BLOCKS = (1, 3, 4, 5, 6, 8)  # of the teacher, for the student's six
 _LOOKED_AT = 256  # public images, for the channels' means and deviations
 _SMALLEST = 0.1  # of the median deviation: a channel that varies less says nothing, and is not made to
 _LENGTH = 4.0  # of the features that the head reads
 _CUT_OFF = 0.0754  # mean square of max(0, z - 1) for a standard normal z
 _HEAD_STEPS, _HEAD_RATE, _HEAD_BATCH = 300, 1e-3, 64
 _MOST_LABELLED = 4000  # images the head learns on: their features are kept in memory
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What a convolution's first channels take: weights (o, i, k, k), and of each channel the mean and the
-    (signed) deviation that a batch norm gave it (o,)."""
-
-    weights: Tensor
-    mean: Tensor
-    deviation: Tensor
 
 
 def imagenet_start(
@@ -95,33 +81,33 @@ class _Start:
         self.latents.requires_grad_(False)
         initialise(self.latents, generator)
         self._settings, self._images = settings, images
-        layers = list(self.latents.named_modules())
-        # Each convolution with the layer that gives its channels their means: its norm, or itself.
-        self._pairs = [
-            (own, after if isinstance(layer, nn.GroupNorm) else name)
-            for (name, own), (after, layer) in zip(layers, layers[1:], strict=False)
-            if isinstance(own, nn.Conv2d)
+        # Each convolution with what gives its channels their means: its norm, or itself.
+        self._layers: list[tuple[str, str]] = [
+            (name, after if isinstance(follower, nn.GroupNorm) else name)
+            for (name, layer), (after, follower) in pairwise(self.latents.named_modules())
+            if isinstance(layer, nn.Conv2d)
         ]
+        self._head: Any = self.latents[-1]
 
     def take(self, teacher: nn.Module) -> None:
         """The teacher's weights, and its channels' means and deviations, layer by layer from the image up."""
-        widths = [conv.out_channels for conv, _ in self._pairs]
-        sources = _sources(teacher, self._settings.channels, widths)
-        for (conv, name), source in zip(self._pairs[:-1], sources, strict=True):
-            _place(conv.weight, source.weights)
+        widths = [len(self._weight(name)) for name, _ in self._layers]
+        given = sources(teacher, self._settings.channels, widths)
+        for (name, last), source in zip(self._layers[:-1], given, strict=True):
+            _place(self._weight(name), source.weights)
             # Further channels vary as much, about zero.
-            mean = torch.zeros(conv.out_channels)
+            mean = torch.zeros(len(self._weight(name)))
             deviation = torch.full_like(mean, float(source.deviation.abs().mean()))
             count = min(len(mean), len(source.mean))
             mean[:count], deviation[:count] = source.mean[:count], source.deviation[:count]
-            self._set(conv, name, mean, deviation)
+            self._set(name, last, mean, deviation)
 
     def cut_off(self) -> None:
         """Cut the last convolution's channels off one deviation above their means."""
-        conv, name = self._pairs[-1]
-        features: int = self.latents[-1].in_features
-        deviation = torch.full((conv.out_channels,), _LENGTH / math.sqrt(_CUT_OFF * features))
-        self._set(conv, name, -deviation, deviation)
+        name, last = self._layers[-1]
+        size = _LENGTH / math.sqrt(_CUT_OFF * self._head.in_features)
+        deviation = torch.full((len(self._weight(name)),), size)
+        self._set(name, last, -deviation, deviation)
 
     def round_as_sent(self) -> None:
         """Round all values as the first download does: so the hospitals' body is the very one that the head
@@ -132,12 +118,13 @@ class _Start:
 
     def learn_head(self, labelled: Split, draws: KeyedGenerator) -> None:
         """The head's weights on the labelled images, quantised throughout (straight-through)."""
-        settings, head = self._settings, self.latents[-1]
+        settings, head = self._settings, self._head
         head.weight.zero_()
         self._load()
         kept = to_tensor(labelled.images[:_MOST_LABELLED])
         with torch.no_grad():
-            features = torch.cat([self._network[:-1](batch) for batch in kept.split(_LOOKED_AT)])
+            parts = [kept[at : at + _LOOKED_AT] for at in range(0, len(kept), _LOOKED_AT)]
+            features = torch.cat([self._network[:-1](part) for part in parts])
         labels = torch.from_numpy(labelled.labels[:_MOST_LABELLED])
         offset = prior_offset(settings.class_prior, settings.task)
         step = Descent([head.weight, head.bias], _HEAD_RATE, _HEAD_STEPS)
@@ -149,21 +136,23 @@ class _Start:
             loss = classification(logits, labels[rows], settings.task, offset).mean()
             step(torch.autograd.grad(loss, [weight, bias]))
 
-    def _set(self, conv: nn.Conv2d, name: str, mean: Tensor, deviation: Tensor) -> None:
-        """Give what comes out of layer `name`, `conv` or its norm, this mean and deviation by channel.
+    def _set(self, name: str, last: str, mean: Tensor, deviation: Tensor) -> None:
+        """Give what comes out of layer `last`, the convolution `name` or its norm, this mean and deviation by
+        channel.
 
         A norm leaves the weights to tell its channels apart: its own gains are then nearly alike, and no
         value of the packed vector is so large that the small ones beside it are lost in transport.
         """
-        layer: Any = self.latents.get_submodule(name)
-        if layer is not conv:
-            own = next(key for key, module in self.latents.named_modules() if module is conv)
-            relative = deviation / _deviation(self._seen(own))
-            conv.weight.mul_((relative / relative.mean()).view(-1, 1, 1, 1))
-        seen = self._seen(name)
+        if last != name:
+            relative = deviation / _deviation(self._seen(name))
+            self._weight(name).mul_((relative / relative.abs().mean()).view(-1, 1, 1, 1))
+        seen, layer = self._seen(last), self.latents.get_submodule(last)
         gain = deviation / _deviation(seen)
-        layer.weight.mul_(gain.view(-1, 1, 1, 1) if layer is conv else gain)
-        layer.bias.copy_(mean - gain * seen.mean(dim=(0, 2, 3)))
+        self._weight(last).mul_(gain.view(-1, 1, 1, 1) if last == name else gain)
+        layer.get_parameter("bias").copy_(mean - gain * seen.mean(dim=(0, 2, 3)))
+
+    def _weight(self, name: str) -> Tensor:
+        return self.latents.get_submodule(name).get_parameter("weight")
 
     @torch.no_grad()
     def _seen(self, name: str) -> Tensor:
@@ -193,42 +182,3 @@ def _place(latent: Tensor, weights: Tensor) -> None:
     middle = slice(edge, edge + latent.shape[2])
     latent[:outputs] = 0.0
     latent[:outputs, :inputs] = weights[:outputs, :inputs, middle, middle]
-
-
-def _sources(teacher: Any, channels: int, widths: list[int]) -> Iterator[_Source]:
-    """For the student's convolutions in order, but for the last, which the teacher has none like.
-
-    Args:
-        channels: of the images: the stem's kernels of the three colours are summed for grey ones.
-        widths: output channels of each convolution of the student.
-    """
-    stem = teacher._conv_stem.weight / IMAGENET_DEVIATION
-    yield _source(stem if channels == 3 else stem.sum(dim=1, keepdim=True), teacher._bn0)
-    for place, index in enumerate(_BLOCKS):
-        block = teacher._blocks[index]
-        expand, project = block._expand_conv.weight, block._project_conv.weight
-        if place == 0:
-            expand = _behind_first_block(expand, teacher._blocks[0])
-        norms = project.abs().sum(dim=(0, 2, 3))
-        largest = norms.argsort(descending=True, stable=True)[: widths[1 + 3 * place]].sort().values
-        yield _source(expand[largest], block._bn0, largest)
-        yield _source(block._depthwise_conv.weight[largest], block._bn1, largest)
-        yield _source(project[:, largest], block._bn2)
-
-
-def _source(weights: Tensor, norm: Any, channels: Tensor | slice = slice(None)) -> _Source:
-    scale = norm.weight.abs().mean()
-    return _Source(weights, norm.bias[channels] / scale, norm.weight[channels] / scale)
-
-
-def _behind_first_block(expand: Tensor, block: Any) -> Tensor:
-    """`expand` (o, 16, 1, 1) as it acts on the input of the teacher's first block, which has no expansion and
-    no counterpart: (o, 32, 1, 1). Each depthwise kernel stands by its sum, each batch norm by its gain."""
-    looked = block._depthwise_conv.weight.sum(dim=(1, 2, 3)) * _gain(block._bn1)
-    projected = block._project_conv.weight[:, :, 0, 0] * _gain(block._bn2)[:, None] * looked
-    return (expand[:, :, 0, 0] @ projected)[:, :, None, None]
-
-
-def _gain(norm: Any) -> Tensor:
-    gain: Tensor = norm.weight / (norm.running_var + norm.eps).sqrt()
-    return gain

@@ -168,8 +168,8 @@ class Options:
             )
         if self.trained == "head" and not self.has_body:
             raise SettingRefused(
-                "--trained head needs a body that learned something: add --recipe distilled or imagenet, --start or "
-                "--continue-from."
+                "--trained head needs a body that learned something: add --recipe distilled or imagenet, "
+                "--start or --continue-from."
             )
         if self.epsilon is None and self.uplink not in ("auto", *PLAIN_CODECS):
             raise SettingRefused(
