@@ -1,7 +1,7 @@
 """A `mobile` student that starts from the public teacher's ImageNet weights, whatever its widths.
 
 Where the student has more channels than the teacher gives (`fedward.server.imagenet_weights`), they are
-random, and nothing of them reaches the teacher's. A batch norm's statistics are of ImageNet's photographs; each
+random, and nothing of them reaches the teacher's. A batch norm's statistics are of photographs; each
 channel gets its mean and deviation back on public images of the study's kind (AdaBN, Li et al. 2016, arXiv
 1603.04779).
 
@@ -31,7 +31,8 @@ from fedward.server.imagenet_weights import sources
 from fedward.server.teacher import Descent, drawn_rows
 
 _LOOKED_AT = 256  # public images, for the channels' means and deviations
-_SMALLEST = 0.1  # of the median deviation: a channel that varies less says nothing, and is not made to
+_SMALLEST = 1.0  # of the median deviation: a channel that varies less says nothing, and is not made to
+_SIZE = 0.1  # median of a layer's weights behind which a norm follows, which makes up for any factor
 _LENGTH = 4.0  # of the features that the head reads
 _CUT_OFF = 0.0754  # mean square of max(0, z - 1) for a standard normal z
 _HEAD_STEPS, _HEAD_RATE, _HEAD_BATCH = 300, 1e-3, 64
@@ -87,6 +88,7 @@ class _Start:
             for (name, layer), (after, follower) in pairwise(self.latents.named_modules())
             if isinstance(layer, nn.Conv2d)
         ]
+        self._means: dict[str, Tensor] = {}  # wanted behind each layer, by channel
         self._head: Any = self.latents[-1]
 
     def take(self, teacher: nn.Module) -> None:
@@ -111,9 +113,17 @@ class _Start:
 
     def round_as_sent(self) -> None:
         """Round all values as the first download does: so the hospitals' body is the very one that the head
-        is read behind. Ternary codes of small weights do not survive another rounding.
+        is read behind. What rounding does to the channels' means is mended from the image up.
         """
-        vector = flatten(list(self.latents.parameters())).numpy()
+        self._round()
+        for last, mean in self._means.items():
+            bias = self.latents.get_submodule(last).get_parameter("bias")
+            bias.add_(mean - self._seen(last).mean(dim=(0, 2, 3)))
+        self._round()
+
+    def _round(self) -> None:
+        self._load()
+        vector = flatten(list(self._network.parameters())).numpy()
         load_vector(self.latents, decode(encode(vector, "int8"), len(vector), "int8"))
 
     def learn_head(self, labelled: Split, draws: KeyedGenerator) -> None:
@@ -143,13 +153,15 @@ class _Start:
         A norm leaves the weights to tell its channels apart: its own gains are then nearly alike, and no
         value of the packed vector is so large that the small ones beside it are lost in transport.
         """
+        self._means[last] = mean
         if last != name:
             relative = deviation / _deviation(self._seen(name))
-            self._weight(name).mul_((relative / relative.abs().mean()).view(-1, 1, 1, 1))
+            weight = self._weight(name).mul_(relative.view(-1, 1, 1, 1))
+            weight.mul_(_SIZE / weight.square().mean(dim=(1, 2, 3)).sqrt().median())
         seen, layer = self._seen(last), self.latents.get_submodule(last)
-        gain = deviation / _deviation(seen)
+        gain, bias = deviation / _deviation(seen), layer.get_parameter("bias")
         self._weight(last).mul_(gain.view(-1, 1, 1, 1) if last == name else gain)
-        layer.get_parameter("bias").copy_(mean - gain * seen.mean(dim=(0, 2, 3)))
+        bias.copy_(mean - gain * seen.mean(dim=(0, 2, 3)))
 
     def _weight(self, name: str) -> Tensor:
         return self.latents.get_submodule(name).get_parameter("weight")

@@ -6,9 +6,10 @@ convolutions takes a block's weights where the two overlap (weight selection, Xu
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fedward.server.public_teacher import IMAGENET_DEVIATION
@@ -44,7 +45,8 @@ def sources(teacher: Any, channels: int, widths: list[int]) -> Iterator[Source]:
         largest = norms.argsort(descending=True, stable=True)[: widths[1 + 3 * place]].sort().values
         yield _source(expand[largest], block._bn0, largest)
         yield _source(block._depthwise_conv.weight[largest], block._bn1, largest)
-        yield _source(project[:, largest], block._bn2)
+        given = _source(project[:, largest], block._bn2)
+        yield replace(given, mean=torch.zeros_like(given.mean))  # the next layer is linear in it
 
 
 def _source(weights: Tensor, norm: Any, channels: Tensor | slice = slice(None)) -> Source:
