@@ -35,7 +35,7 @@ _SMALLEST = 1.0  # of the median deviation: a channel that varies less says noth
 _SIZE = 0.1  # median of a layer's weights behind which a norm follows, which makes up for any factor
 _LENGTH = 4.0  # of the features that the head reads
 _CUT_OFF = 0.0754  # mean square of max(0, z - 1) for a standard normal z
-_HEAD_STEPS, _HEAD_RATE, _HEAD_BATCH = 300, 1e-3, 64
+_HEAD_STEPS, _HEAD_RATE, _HEAD_BATCH = 1000, 3e-3, 64
 _MOST_LABELLED = 4000  # images the head learns on: their features are kept in memory
 
 

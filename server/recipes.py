@@ -36,9 +36,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "trained": "head",
         "rounds": 20,
         "sample_rate": 1.0,
-        "max_grad_norm": 0.4,
         "schedule": "constant",
-        "server_momentum": 0.9,
+        "server_momentum": 0.6,
         "averaged_rounds": 10,
     },
 }

@@ -118,8 +118,8 @@ def start(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the coordinator's distillation gives instead of minutes of work: {"start": ..., "why": ...}."""
     given: dict[str, Any] = {"start": None, "why": ""}
 
-    def distilled(local: LocalSettings, *_: object) -> tuple[Any, str]:
-        given["local"] = local
+    def distilled(recipe: str, local: LocalSettings, *_: object) -> tuple[Any, str]:
+        given["recipe"], given["local"] = recipe, local
         if given["why"]:
             return None, given["why"]
         return np.full(parameter_count(build_student(local.spec)), 0.5, np.float32), ""
@@ -145,6 +145,20 @@ def test_a_distilled_study_starts_from_public_data_and_trains_the_head(
     assert (study.rounds, study.server_momentum, study.schedule) == (4, 0.9, "constant")
     assert np.all(start_latents(StudyFolder(tmp_path / "lungs")) == 0.5)
     assert start["local"].trained == "head"
+
+
+def test_a_study_from_imagenet_weights_needs_no_public_images_but_the_reference(
+    office: Coordinator, tmp_path: Path, fedward: Callable[..., Any], start: dict[str, Any]
+) -> None:
+    asked = "--recipe", "imagenet"
+    done = _planned(fedward, office, tmp_path, *asked, "--public", tmp_path / "public.npz")
+    assert done.err.startswith("SettingRefused: The recipe imagenet takes no public images")
+    assert not (tmp_path / "lungs").exists()
+    assert _planned(fedward, office, tmp_path, *asked).code == 0
+    study = StudyFolder(tmp_path / "lungs").study()
+    assert (study.local.student, study.local.trained, study.rounds) == ("ternary-mobile", "head", 20)
+    assert (study.uplink_codec, study.downlink_codec) == ("coded3", "diff3")
+    assert start["recipe"] == "imagenet"
 
 
 def test_a_distilled_study_without_a_start_says_why_and_is_planned_from_scratch(

@@ -15,7 +15,7 @@ from fedward.common.errors import CheckpointRefused, DatasetRefused, Refusal, Se
 from fedward.common.models import build_student, frozen_count, parameter_count
 from fedward.server import distilling
 from fedward.server.checkpoint import load_checkpoint
-from fedward.server.recipes import DISTILLED, FROM_SCRATCH, RECIPES, sampled
+from fedward.server.recipes import DISTILLED, FROM_SCRATCH, IMAGENET, RECIPES, sampled
 from fedward.server.rounds import start_latents
 from fedward.server.start_file import save_start
 from fedward.server.study_folder import StudyFolder
@@ -232,6 +232,51 @@ def test_what_was_typed_stays_when_the_recipe_gives_way() -> None:
 def test_starts_that_contradict_each_other_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingRefused, match=words):
         Options(**{"dataset": DATA} | changes)
+
+
+def imagenet(**changes: Any) -> Options:
+    values = {"dataset": DATA, "hospitals": 2} | RECIPES[IMAGENET] | changes
+    return Options(**values, recipe=IMAGENET)
+
+
+def test_a_study_from_imagenet_weights_trains_its_head_from_what_half_a_taught(tmp_path: Path) -> None:
+    simulation = prepare(imagenet(rounds=2, averaged_rounds=1), tmp_path / "run", None)
+    first = start_latents(simulation.folder)
+    metrics = run(simulation, Console(quiet=True)).metrics
+    assert metrics["study"]["simulation"]["recipe"] == IMAGENET
+    after = load_checkpoint(simulation.folder.checkpoint, simulation.folder.study()).latents
+    body = frozen_count(simulation.folder.study().local.spec, "head")
+    assert np.array_equal(after[:body], _as_it_travels(first)[:body])
+    assert not np.array_equal(after[body:], first[body:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"reference": "none", "prior": "none"}, "the recipe imagenet needs at least 20"),
+        ({"dataset": "phantom:train=60,val=12,test=40"}, "at least 20"),
+    ],
+)
+def test_imagenet_weights_without_public_records_give_way_and_say_so(
+    changes: dict[str, Any], words: str
+) -> None:
+    used, start, said = settled(imagenet(**changes))
+    assert start is None
+    assert words in used.recipe_note
+    assert used.recipe_note in said[-1]
+    assert (used.recipe, used.student, used.trained, used.rounds) == (FROM_SCRATCH, "ternary-cnn", "all", 60)
+
+
+def test_imagenet_weights_that_do_worse_than_half_a_alone_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    _judged(monkeypatch, start=0.6, plain=0.9)
+    used, start, _ = settled(imagenet())
+    assert start is None
+    assert "the start of the recipe imagenet is right in 60.0%" in used.recipe_note
+
+
+def test_imagenet_weights_are_for_a_mobile_student(tmp_path: Path) -> None:
+    with pytest.raises(SettingRefused, match="take ternary-mobile"):
+        prepare(imagenet(student="ternary-cnn"), tmp_path / "run", None)
 
 
 def test_a_student_without_an_embedding_is_refused_before_the_teacher_looks() -> None:
