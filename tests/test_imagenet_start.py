@@ -90,7 +90,7 @@ def test_channels_that_the_teacher_gives_have_the_means_and_deviations_of_its_ba
     for source, own in zip(given, maps, strict=False):
         count = min(own.shape[1], len(source.mean))
         mean, deviation = own.mean(dim=(0, 2, 3))[:count], own.std(dim=(0, 2, 3), correction=0)[:count]
-        assert float((mean - source.mean[:count]).abs().median()) < 0.05
+        assert float((mean - source.mean[:count]).abs().median()) < 0.1
         ratio = deviation / source.deviation[:count].abs()
         # Channels that hardly vary on these images are not made to, and rounding moves some.
         assert float(ratio.median()) > 0.75
