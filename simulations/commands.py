@@ -75,8 +75,9 @@ def simulate(
         str,
         _option(
             _STUDY,
-            "Settings that go together: from-scratch (the defaults shown here), or distilled (the body "
-            "learns from public images, only the head from patients). What you set yourself comes first.",
+            "Settings that go together: from-scratch (the defaults shown here), distilled (the body learns "
+            "from public images, only the head from patients), or imagenet (the body has ImageNet's "
+            "weights). What you set yourself comes first.",
         ),
     ] = _D.recipe,
     rounds: Annotated[int, _option(_STUDY, "Rounds of the study.")] = _D.rounds,
