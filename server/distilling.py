@@ -8,27 +8,17 @@ from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.randomness import KeyedGenerator
-from fedward.server.imagenet_start import check_mobile, imagenet_start
+from fedward.server.imagenet_start import imagenet_start
 from fedward.server.public_images import PublicImages, public_images
-from fedward.server.public_start import check_student, public_start
+from fedward.server.public_start import public_start
 from fedward.server.public_teacher import load_teacher
-from fedward.server.recipes import IMAGENET
+from fedward.server.recipes import check_family
 from fedward.server.reference import halve, measure
 from fedward.server.teacher import train_plainly
 
 Tell = Callable[[str], None]
 _PLAIN_STEPS = 600
 _FEWEST = 20  # labelled public images, below which nothing can be tuned or compared
-
-
-def check_start(recipe: str, local: LocalSettings) -> None:
-    """Refuse a student that takes no start of the recipe's.
-
-    Raises:
-        SettingRefused: it is of another family.
-    """
-    check = check_mobile if recipe == IMAGENET else check_student
-    check(local)
 
 
 def start_or_reason(
@@ -53,7 +43,7 @@ def start_or_reason(
         TeacherRefused: the public teacher is not installed, or is another.
         SettingRefused: the student takes no public start.
     """
-    check_start(recipe, local)  # before minutes of work
+    check_family(recipe, local)  # before minutes of work
     if reference is None or len(reference.images) < _FEWEST:
         return None, f"the recipe {recipe} needs at least {_FEWEST} public reference records."
     labelled = halve(reference).calibration

@@ -2,8 +2,8 @@
 
 Where the student has more channels than the teacher gives (`fedward.server.imagenet_weights`), they are
 random, and nothing of them reaches the teacher's. A batch norm's statistics are of photographs; each
-channel gets its mean and deviation back on public images of the study's kind (AdaBN, Li et al. 2016, arXiv
-1603.04779).
+channel gets its mean back on public images of the study's kind, and its deviation where it varies there as
+much as the median channel or more (AdaBN, Li et al. 2016, arXiv 1603.04779).
 
 The last convolution is random, and its norm cuts each channel off one deviation above its mean: features that
 are mostly zero have no large direction in common, which would fill the clip of the head's gradient. The head
@@ -21,17 +21,16 @@ from torch import Tensor, nn
 from fedward.common.codec import Vector, decode, encode
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import Split
-from fedward.common.errors import SettingRefused
 from fedward.common.images import to_tensor
 from fedward.common.losses import classification, prior_offset
 from fedward.common.models import build_student, flatten, initialise, load_vector
 from fedward.common.quantization import fake_quantize, load_latents
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.imagenet_weights import sources
+from fedward.server.recipes import IMAGENET, check_family
 from fedward.server.teacher import Descent, drawn_rows
 
 _LOOKED_AT = 256  # public images, for the channels' means and deviations
-_SMALLEST = 1.0  # of the median deviation: a channel that varies less says nothing, and is not made to
 _SIZE = 0.1  # median of a layer's weights behind which a norm follows, which makes up for any factor
 _LENGTH = 4.0  # of the features that the head reads
 _CUT_OFF = 0.0754  # mean square of max(0, z - 1) for a standard normal z
@@ -52,7 +51,7 @@ def imagenet_start(
     Raises:
         SettingRefused: another student.
     """
-    check_mobile(settings)
+    check_family(IMAGENET, settings)
     torch.set_num_threads(1)
     start = _Start(settings, to_tensor(labelled.images[:_LOOKED_AT]), generator.derive("student"))
     start.take(teacher)
@@ -60,18 +59,6 @@ def imagenet_start(
     start.round_as_sent()
     start.learn_head(labelled, generator.derive("head"))
     return flatten(list(start.latents.parameters())).numpy()
-
-
-def check_mobile(settings: LocalSettings) -> None:
-    """Refuse a student that ImageNet's weights do not fit.
-
-    Raises:
-        SettingRefused: it is no `mobile`.
-    """
-    if settings.spec.family != "mobile":
-        raise SettingRefused(
-            f"ImageNet's weights are for a mobile student, not for {settings.student}: take ternary-mobile."
-        )
 
 
 class _Start:
@@ -147,8 +134,8 @@ class _Start:
             step(torch.autograd.grad(loss, [weight, bias]))
 
     def _set(self, name: str, last: str, mean: Tensor, deviation: Tensor) -> None:
-        """Give what comes out of layer `last`, the convolution `name` or its norm, this mean and deviation by
-        channel.
+        """Give what comes out of layer `last`, the convolution `name` or its norm, this mean by channel, and
+        this deviation where it varies enough (`_deviation`).
 
         A norm leaves the weights to tell its channels apart: its own gains are then nearly alike, and no
         value of the packed vector is so large that the small ones beside it are lost in transport.
@@ -182,9 +169,11 @@ class _Start:
 
 
 def _deviation(seen: Tensor) -> Tensor:
-    """Of each channel of (n, channels, h, w), (channels,)."""
+    """Of each channel of (n, channels, h, w), the median channel's at least, (channels,): what hardly varies
+    on these images is not blown up.
+    """
     deviation = seen.std(dim=(0, 2, 3), correction=0)
-    return deviation.clamp(min=max(1e-9, _SMALLEST * float(deviation.median())))
+    return deviation.clamp(min=max(1e-9, float(deviation.median())))
 
 
 def _place(latent: Tensor, weights: Tensor) -> None:

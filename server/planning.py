@@ -104,9 +104,8 @@ def plan_deployed(
     study = _study(sampled(plan, images), dataset, enrolled, version)
     if plan.recipe in PUBLIC_STARTS:
         make_folder(path)  # refuses now what would else be refused after minutes of work
-        shown = public if plan.recipe == DISTILLED else None
         generator = KeyedGenerator.from_system()
-        start, why = start_or_reason(plan.recipe, study.local, shown, dataset.val, generator, tell)
+        start, why = start_or_reason(plan.recipe, study.local, public, dataset.val, generator, tell)
         fixed = {} if start is None else {START: start}
         if start is None:
             tell(f"Training from scratch instead: {why}")

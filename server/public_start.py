@@ -29,6 +29,7 @@ from fedward.common.models import build_student, flatten, initialise, parameter_
 from fedward.common.quantization import load_latents
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.public_images import PublicImages
+from fedward.server.recipes import DISTILLED, check_family
 from fedward.server.teacher import Descent, drawn_rows
 
 _VALUES = EMBEDDING * COLUMNS
@@ -91,20 +92,8 @@ def public_start(
     return training.centred()
 
 
-def check_student(settings: LocalSettings) -> None:
-    """Refuse a student that takes no public start.
-
-    Raises:
-        SettingRefused: it is no `embed`.
-    """
-    if settings.spec.family != "embed":
-        raise SettingRefused(
-            f"A public start is of an embed student, not of {settings.student}: take ternary-embed."
-        )
-
-
 def _check(settings: LocalSettings, public: PublicImages) -> None:
-    check_student(settings)
+    check_family(DISTILLED, settings)
     shape = (settings.channels, settings.height, settings.width)
     if tuple(public.images.shape[1:]) != shape:
         raise SettingRefused(

@@ -10,12 +10,14 @@ import dataclasses
 from collections.abc import Set
 from typing import Any, TypeVar
 
-from fedward.common.errors import UnknownName
+from fedward.common.config import LocalSettings
+from fedward.common.errors import SettingRefused, UnknownName
 
 Settings = TypeVar("Settings")  # a dataclass with the fields that recipes set, `recipe` and `kept`
 
 FROM_SCRATCH, DISTILLED, IMAGENET = "from-scratch", "distilled", "imagenet"
-PUBLIC_STARTS = (DISTILLED, IMAGENET)  # recipes whose first model is what public data taught
+# Recipes whose first model is what public data taught, and the family of their students.
+PUBLIC_STARTS = {DISTILLED: "embed", IMAGENET: "mobile"}
 RECIPES: dict[str, dict[str, Any]] = {
     FROM_SCRATCH: {},
     DISTILLED: {
@@ -54,6 +56,19 @@ def values_of(name: str, typed: Set[str]) -> dict[str, Any]:
         raise UnknownName(f"There is no recipe {name!r}; choose one of {', '.join(RECIPES)}.")
     own = {key: value for key, value in RECIPES[name].items() if key not in typed}
     return {**own, "recipe": name, "kept": tuple(sorted(typed & set(RECIPES[name])))}
+
+
+def check_family(recipe: str, settings: LocalSettings) -> None:
+    """Refuse a student that takes no public start of `recipe`, one of `PUBLIC_STARTS`.
+
+    Raises:
+        SettingRefused: it is of another family.
+    """
+    family = PUBLIC_STARTS[recipe]
+    if settings.spec.family != family:
+        raise SettingRefused(
+            f"The recipe {recipe} is for {family} students, not {settings.student}: take ternary-{family}."
+        )
 
 
 def sampled(settings: Settings, images: int) -> Settings:

@@ -7,8 +7,8 @@ from fedward.common.codec import Vector
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import DatasetRefused
 from fedward.common.randomness import KeyedGenerator
-from fedward.server.distilling import check_start, start_or_reason
-from fedward.server.recipes import DISTILLED, IMAGENET, PUBLIC_STARTS, back_to_scratch, sampled
+from fedward.server.distilling import start_or_reason
+from fedward.server.recipes import DISTILLED, IMAGENET, PUBLIC_STARTS, back_to_scratch, check_family, sampled
 from fedward.server.start_file import read_start_file
 from fedward.simulations.options import Options, local_settings
 from fedward.simulations.sources import find_dataset
@@ -45,7 +45,7 @@ def _made(
     options: Options, dataset: ImageDataset, reference: Split | None, tell: Tell
 ) -> tuple[Vector | None, str]:
     local = local_settings(options, dataset, reference)
-    check_start(options.recipe, local)
+    check_family(options.recipe, local)
     generator = KeyedGenerator.from_seed(options.seed, "public start")
     if options.recipe == IMAGENET:
         return start_or_reason(IMAGENET, local, None, reference, generator, tell)

@@ -39,6 +39,11 @@ def options(**changes: Any) -> Options:
     return Options(**RECIPES[DISTILLED] | values | changes, recipe=DISTILLED)
 
 
+def imagenet(**changes: Any) -> Options:
+    values = {"dataset": DATA, "hospitals": 2} | RECIPES[IMAGENET] | changes
+    return Options(**values, recipe=IMAGENET)
+
+
 def settled(asked: Options) -> tuple[Options, Vector | None, list[str]]:
     dataset = find_dataset(asked.dataset)
     said: list[str] = []
@@ -64,22 +69,25 @@ def never_distil(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(distilling, "public_start", never)
     monkeypatch.setattr(distilling, "public_images", never)
+    monkeypatch.setattr(distilling, "imagenet_start", never)
 
 
 @pytest.mark.usefixtures("never_distil")
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("recipe", "changes", "words"),
     [
-        ({"dataset": COLOUR}, "grey"),
-        ({"public": DATA}, "the study's own"),
-        ({"reference": "none", "prior": "none"}, "reference records"),
-        ({"dataset": "phantom:train=60,val=12,test=40"}, "at least 20"),
+        (DISTILLED, {"dataset": COLOUR}, "grey"),
+        (DISTILLED, {"public": DATA}, "the study's own"),
+        (DISTILLED, {"reference": "none", "prior": "none"}, "reference records"),
+        (DISTILLED, {"dataset": "phantom:train=60,val=12,test=40"}, "at least 20"),
+        (IMAGENET, {"reference": "none", "prior": "none"}, "the recipe imagenet needs at least 20"),
+        (IMAGENET, {"dataset": "phantom:train=60,val=12,test=40"}, "at least 20"),
     ],
 )
 def test_where_there_are_no_public_images_of_the_kind_it_says_so_and_trains_from_scratch(
-    changes: dict[str, Any], words: str
+    recipe: str, changes: dict[str, Any], words: str
 ) -> None:
-    used, start, said = settled(options(**changes))
+    used, start, said = settled((imagenet if recipe == IMAGENET else options)(**changes))
     assert start is None
     assert words in used.recipe_note
     assert used.recipe_note in said[-1]
@@ -234,11 +242,6 @@ def test_starts_that_contradict_each_other_are_refused(changes: dict[str, Any], 
         Options(**{"dataset": DATA} | changes)
 
 
-def imagenet(**changes: Any) -> Options:
-    values = {"dataset": DATA, "hospitals": 2} | RECIPES[IMAGENET] | changes
-    return Options(**values, recipe=IMAGENET)
-
-
 def test_a_study_from_imagenet_weights_trains_its_head_from_what_half_a_taught(tmp_path: Path) -> None:
     simulation = prepare(imagenet(rounds=2, averaged_rounds=1), tmp_path / "run", None)
     first = start_latents(simulation.folder)
@@ -248,23 +251,6 @@ def test_a_study_from_imagenet_weights_trains_its_head_from_what_half_a_taught(t
     body = frozen_count(simulation.folder.study().local.spec, "head")
     assert np.array_equal(after[:body], _as_it_travels(first)[:body])
     assert not np.array_equal(after[body:], first[body:])
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"reference": "none", "prior": "none"}, "the recipe imagenet needs at least 20"),
-        ({"dataset": "phantom:train=60,val=12,test=40"}, "at least 20"),
-    ],
-)
-def test_imagenet_weights_without_public_records_give_way_and_say_so(
-    changes: dict[str, Any], words: str
-) -> None:
-    used, start, said = settled(imagenet(**changes))
-    assert start is None
-    assert words in used.recipe_note
-    assert used.recipe_note in said[-1]
-    assert (used.recipe, used.student, used.trained, used.rounds) == (FROM_SCRATCH, "ternary-cnn", "all", 60)
 
 
 def test_imagenet_weights_that_do_worse_than_half_a_alone_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
