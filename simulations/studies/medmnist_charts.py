@@ -25,6 +25,7 @@ _SHAPES = ("o", "s", "^", "D", "v", "P", "X", "p", "h")
 _RIVALS = ((RESNET_18, (0, (5, 2))), (BITMEDVIT, (0, (1.5, 1.5))))
 _MARKERS = {"central": "s", "federated": "o"}
 _COLUMNS = 3
+_NARROWEST = 7.2  # inches: three columns of a legend
 _STYLE = {"font.size": 9, "svg.fonttype": "none", "text.parse_math": False, "text.color": _INK}
 
 
@@ -60,7 +61,7 @@ def _by_epsilon(table: Table) -> Figure:
     epsilons = sorted({one.cell.epsilon for one in table.measured}, key=_privacy)
     columns = min(_COLUMNS, len(sets))
     rows = -(-len(sets) // columns)
-    figure = Figure(figsize=(max(5.2, 3.2 * columns), 0.9 + 2.6 * rows), layout="constrained")
+    figure = Figure(figsize=(max(_NARROWEST, 3.2 * columns), 0.9 + 2.6 * rows), layout="constrained")
     panels = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for axes, name in zip(panels, sets, strict=False):
         _draw_set(axes, name, [one for one in table.measured if one.set == name], epsilons)
@@ -108,7 +109,7 @@ def _draw_set(axes: Any, name: str, own: Sequence[Measured], epsilons: Sequence[
 
 def _scatter(averages: Sequence[Average], name: str, label: str) -> Figure:
     """A point a cell: students by their marker, epsilons by colour, federated ones filled."""
-    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    figure = Figure(figsize=(_NARROWEST, 4.8), layout="constrained")
     axes = figure.subplots()
     students = list(dict.fromkeys(one.cell.student for one in averages))
     epsilons = sorted({one.cell.epsilon for one in averages}, key=_privacy)
