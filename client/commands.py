@@ -18,6 +18,7 @@ from fedward.client.enrolment_commands import accept, join, renew
 from fedward.client.fetching import fetch
 from fedward.client.import_command import init
 from fedward.client.registry import Registry
+from fedward.client.replicas import REPLICAS, Replicas
 from fedward.client.running import doctor, status, up
 from fedward.common.bundle import read_bundle
 from fedward.common.chain import Head
@@ -81,9 +82,11 @@ def release(
     as_json: AsJson = False,
 ) -> None:
     """Give up what is reserved for STUDY, which will not finish: its later rounds are refused for good."""
-    chosen = _budgets(_folder(state), dataset)
+    folder = _folder(state)
+    chosen = _budgets(folder, dataset)
     name = _reserved_name(chosen, study)
     found = [released(one, name) for one in chosen if name in one.state.reserved]
+    Replicas(folder / REPLICAS).forget(name)
     if as_json:
         typer.echo(json.dumps({"schema": 1, "study": name, "datasets": found}))
     else:

@@ -22,7 +22,7 @@ from fedward.client.egress_log import LogEnd
 from fedward.client.ewc import ElasticPull
 from fedward.client.measuring import measure
 from fedward.client.registry import Registry
-from fedward.client.replicas import Replicas
+from fedward.client.replicas import REPLICAS, Replicas
 from fedward.client.replies import ReplyStore
 from fedward.client.round_keys import RoundKeys
 from fedward.client.spending import Charge
@@ -117,7 +117,7 @@ class Hospital:
         self._records = read_split(folder / RECORDS)
         self._snapshot = fingerprint(self._records)
         self._replies = ReplyStore(folder / "replies")
-        self._replicas = Replicas(folder / "replicas")
+        self._replicas = Replicas(folder / REPLICAS)
         self._keys = RoundKeys(folder / "keys")
         registry = None if self.profile.budget is None else Registry(folder / BUDGETS)
         self._account = Account(

@@ -108,6 +108,8 @@ def _encode_int8(vector: Vector) -> bytes:
 def _decode_int8(body: bytes, count: int) -> Vector:
     step = np.frombuffer(body[: 4 * _blocks(count)], "<f4")
     codes = np.frombuffer(body[4 * _blocks(count) :], np.int8)
+    if (step < 0).any() or (codes == np.iinfo(np.int8).min).any():
+        raise PayloadRefused("The packed vector's codes or steps are out of range: no encoder gives them.")
     with np.errstate(over="ignore", invalid="ignore"):  # `decode` refuses what is not finite
         return np.asarray(codes * np.repeat(step, BLOCK)[:count], np.float32)
 

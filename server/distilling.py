@@ -1,24 +1,32 @@
 """A recipe's public start for a study, or the reason why there is none."""
 
 import dataclasses
-import math
 from collections.abc import Callable
+from statistics import stdev
+
+import numpy as np
+import numpy.typing as npt
 
 from fedward.common.codec import Vector
 from fedward.common.config import LocalSettings
-from fedward.common.datasets import ImageDataset, Split
+from fedward.common.datasets import ImageDataset, Split, fingerprint
+from fedward.common.decision import decide
+from fedward.common.metrics import balanced_accuracy
 from fedward.common.randomness import KeyedGenerator
 from fedward.server.imagenet_start import imagenet_start
 from fedward.server.public_images import PublicImages, public_images
 from fedward.server.public_start import public_start
 from fedward.server.public_teacher import load_teacher
 from fedward.server.recipes import check_family
-from fedward.server.reference import halve, measure
-from fedward.server.teacher import train_plainly
+from fedward.server.reference import halve, student_logits
+from fedward.server.teacher import drawn_rows, train_plainly
 
 Tell = Callable[[str], None]
+Decisions = npt.NDArray[np.int64]
 _PLAIN_STEPS = 600
 _FEWEST = 20  # labelled public images, below which nothing can be tuned or compared
+_FEWEST_OF_A_CLASS = 3  # in each half
+_RESAMPLES = 400
 
 
 def start_or_reason(
@@ -31,9 +39,9 @@ def start_or_reason(
 ) -> tuple[Vector | None, str]:
     """A public start for students of `local`, or None and why the study is to train from scratch.
 
-    There is none without enough reference records, for images of another shape, and where it is right less
-    often on half B of the reference records than a student that saw nothing but half A, beyond two standard
-    errors.
+    There is none without enough reference records (of every class, where an image has one), for public images
+    of another shape or that are among the reference records, and where it is right less often on half B of
+    the reference records than a student that saw nothing but half A, beyond two standard errors.
 
     Args:
         recipe: of `PUBLIC_STARTS`.
@@ -46,17 +54,41 @@ def start_or_reason(
     check_family(recipe, local)  # before minutes of work
     if reference is None or len(reference.images) < _FEWEST:
         return None, f"the recipe {recipe} needs at least {_FEWEST} public reference records."
+    if why := _rare(local, reference):
+        return None, why
     labelled = halve(reference).calibration
     if public is None:
         start = imagenet_start(local, load_teacher(), labelled, generator)
     elif public.train.images.shape[1:] != reference.images.shape[1:]:
         shapes = _shape(public.train), _shape(reference)
         return None, f"the public images of {public.name} are {shapes[0]}, and the study's {shapes[1]}."
+    elif shared := shared_images(public.train, reference):
+        return None, f"{shared:,} images of {public.name} are reference records, which judge the start."
     else:
-        images = _shown(public.name, public.train, labelled, tell)
+        images = _shown(public.train, labelled, tell)
         start = public_start(local, images, labelled, generator, tell=tell)
     why = _why_not(recipe, local, start, reference)
     return (None, why) if why else (start, "")
+
+
+def shared_images(public: Split, records: Split) -> int:
+    """How many of the public images are among the records, pixel by pixel."""
+    known = {image.tobytes() for image in records.images}
+    return sum(image.tobytes() in known for image in public.images)
+
+
+def _rare(local: LocalSettings, reference: Split) -> str:
+    """Which class has too few reference records for either half to speak of it, in a sentence, or nothing."""
+    if local.task == "multi-label":
+        return ""
+    for half in (halve(reference).calibration, halve(reference).evaluation):
+        counts = np.bincount(half.labels, minlength=len(local.classes))
+        if counts.min() < _FEWEST_OF_A_CLASS:
+            return (
+                f"a half of the public reference records has {counts.min()} of class "
+                f"{local.classes[int(counts.argmin())]!r}, and needs at least {_FEWEST_OF_A_CLASS} of each."
+            )
+    return ""
 
 
 def _shape(records: Split) -> str:
@@ -67,15 +99,15 @@ def _shape(records: Split) -> str:
 class _Shown:
     """What the teacher saw last: minutes of work that the runs of a study share."""
 
-    key: tuple[object, ...] | None = None
+    key: str | None = None
     images: PublicImages
 
 
-def _shown(name: str, public: Split, reference: Split, tell: Tell) -> PublicImages:
-    key = (name, public.images.shape, reference.images.tobytes())
+def _shown(public: Split, labelled: Split, tell: Tell) -> PublicImages:
+    key = fingerprint(public, labelled)
     if _Shown.key != key:
         generator = KeyedGenerator.from_seed(0, "public images")
-        _Shown.images = public_images(load_teacher(), public, reference.images, generator, tell)
+        _Shown.images = public_images(load_teacher(), public, labelled.images, generator, tell)
         _Shown.key = key
     return _Shown.images
 
@@ -86,20 +118,34 @@ def _why_not(recipe: str, local: LocalSettings, start: Vector, reference: Split)
     settings = dataclasses.replace(local, student=f"{local.spec.precision}-cnn", trained="all")
     generator = KeyedGenerator.from_seed(0, "without public images")
     plain = train_plainly(settings, halves.calibration, _PLAIN_STEPS, generator)
-    ours, theirs = (
-        _correct(own, latents, halves.evaluation) for own, latents in ((local, start), (settings, plain))
-    )
-    count = len(halves.evaluation.images)
-    error = math.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / count)
-    if ours >= theirs - 2 * error:
+    labels = halves.evaluation.labels
+    ours, theirs = _decided(local, start, halves.evaluation), _decided(settings, plain, halves.evaluation)
+    correct = balanced_accuracy(ours, labels), balanced_accuracy(theirs, labels)
+    if correct[0] >= correct[1] - 2 * error_of_difference(ours, theirs, labels):
         return ""
     return (
-        f"on {count} public reference records the start of the recipe {recipe} is right in {ours:.1%}, and a "
-        f"student without it in {theirs:.1%}: what it learned from is not of this kind."
+        f"on {len(labels)} public reference records the start of the recipe {recipe} is right in "
+        f"{correct[0]:.1%}, and a student without it in {correct[1]:.1%}: what it learned from is not of "
+        "this kind."
     )
 
 
-def _correct(settings: LocalSettings, latents: Vector, records: Split) -> float:
-    figures = measure(settings, latents, records)
-    balanced = figures["balanced_accuracy"]
-    return float(figures["accuracy"] or 0.0) if balanced is None else float(balanced)
+def _decided(settings: LocalSettings, latents: Vector, records: Split) -> Decisions:
+    return decide(student_logits(settings, latents, records.images), settings.task)
+
+
+def error_of_difference(ours: Decisions, theirs: Decisions, labels: Decisions) -> float:
+    """Standard error of the difference of two balanced accuracies on the same records, by drawing these anew
+    in pairs (bootstrap, Efron 1979): right whatever the classes' frequencies and the task.
+
+    Args:
+        ours, theirs: decisions, int64, of the labels' shape.
+        labels: (n,) class indices, or (n, classes) of 0 and 1.
+    """
+    draws, found = KeyedGenerator.from_seed(0, "half B again"), []
+    for _ in range(_RESAMPLES):
+        rows = drawn_rows(draws, len(labels), len(labels))
+        found.append(
+            balanced_accuracy(ours[rows], labels[rows]) - balanced_accuracy(theirs[rows], labels[rows])
+        )
+    return stdev(found)

@@ -22,6 +22,7 @@ from fedward.server.export import to_onnx
 from fedward.server.pruning import public_loss
 
 _LEVELS = (2, 4, 8)
+_SPARED = 0.97  # of a budget: what is then trained with its bits packs a little worse
 _PACKED = {2: 1.6, 4: 3.6, 8: 7.4}  # bits that a weight takes in the file, about
 _TOLD_APART = 1e-4  # nats; smaller rises of a few hundred records' loss are taken for none
 Rises = list[dict[int, float]]
@@ -30,7 +31,8 @@ Rises = list[dict[int, float]]
 def with_bits_within(
     settings: LocalSettings, latents: Vector, records: Split, most_bytes: int
 ) -> LocalSettings:
-    """`settings` with the bits that its weights may keep for a model file of at most `most_bytes`.
+    """`settings` with the bits that its weights may keep for a model file of at most `most_bytes`, three
+    hundredths of it spared for what training will add.
 
     Args:
         latents: float32 (n,) of the student.
@@ -52,10 +54,11 @@ def with_bits_within(
             f"With every weight ternary the model still takes {fewest:,} bytes, more than {most_bytes:,}: "
             "allow more, or prune channels."
         )
+    within_bytes = max(fewest, int(_SPARED * most_bytes))
     rises = bit_sensitivities(settings, latents, records)
     within = [replace(settings, bits=bits) for bits in _steps_down(rises, sizes)]
     # Each step's file is smaller than the one before; weighing one takes up to seconds.
-    return within[bisect_left(within, -most_bytes, key=lambda one: -model_bytes(one, latents))]
+    return within[bisect_left(within, -within_bytes, key=lambda one: -model_bytes(one, latents))]
 
 
 def _steps_down(rises: Rises, sizes: list[int]) -> list[tuple[int, ...]]:

@@ -87,10 +87,14 @@ def sampled(settings: Settings, images: int) -> Settings:
 
 def back_to_scratch(settings: Settings, plain: Settings, **changes: Any) -> Settings:
     """`settings` of a recipe with a public start for training from scratch: what a person set (`kept`) stays,
-    the recipe's own goes back to what `plain` has.
+    the recipe's own goes back to what `plain` has, and so does a student of the recipe's family, in its own
+    precision. Without a start there is no body that a head alone could be trained on, whoever asked for it.
     """
     own = RECIPES[settings.recipe]  # type: ignore[attr-defined]
-    changed = [name for name, value in own.items() if getattr(settings, name) == value]
-    kept = settings.kept  # type: ignore[attr-defined]
-    back = {name: getattr(plain, name) for name in changed if name not in kept}
+    changed = {name for name, value in own.items() if getattr(settings, name) == value}
+    kept = set(settings.kept)  # type: ignore[attr-defined]
+    back = {name: getattr(plain, name) for name in changed - kept | changed & {"trained"}}
+    precision, network = settings.student.split("-", 1)  # type: ignore[attr-defined]
+    if "student" not in kept and network == PUBLIC_STARTS[settings.recipe]:  # type: ignore[attr-defined]
+        back["student"] = f"{precision}-{plain.student.split('-', 1)[1]}"  # type: ignore[attr-defined]
     return dataclasses.replace(settings, **back, recipe=FROM_SCRATCH, **changes)  # type: ignore[type-var]

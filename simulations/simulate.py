@@ -67,6 +67,7 @@ def run(simulation: Simulation, console: Console) -> Finished:
     bundle = _own_bundle(folder)
     console.print("Reading the test split, once ...")
     release, logits = release_entry(folder, study, latents, simulation.dataset, bundle)
+    _tell_of_bytes(simulation.options.model_bytes, release["bytes"], console)
     hospitals = hospital_entries(simulation, study, sites, model_bytes(bundle))
     comparison = _compare(simulation, study, console)
     rounds = [{**row, "epsilon": spent_after(study, row["round"])} for row in progress.history]
@@ -99,6 +100,14 @@ def _own_bundle(folder: StudyFolder) -> Bundle:
         raise type(refusal)(
             f"{refusal} It is this run's own release: delete {folder.release} and go on with --resume."
         ) from refusal
+
+
+def _tell_of_bytes(most: int | None, taken: int, console: Console) -> None:
+    """Bits are chosen before the rounds, and what the rounds make of the weights may pack worse."""
+    if most is not None and taken > most:
+        console.print(
+            f"The model file takes {taken:,} bytes, more than the {most:,} of --model-bytes: ask for fewer."
+        )
 
 
 def _timing(rounds: list[dict[str, Any]], seconds: float) -> dict[str, float]:

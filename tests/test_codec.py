@@ -84,6 +84,14 @@ def test_the_bytes_of_fp32_version_1_worked_out_by_hand() -> None:
     assert encode(np.array([1.0, -2.0, 0.5], np.float32), "fp32").tobytes() == expected
 
 
+@pytest.mark.parametrize(("place", "written"), [(HEADER, struct.pack("<f", -1.0)), (HEADER + 4, b"\x80")])
+def test_an_int8_step_or_code_that_no_encoder_gives_is_refused(place: int, written: bytes) -> None:
+    payload = encode(np.ones(5, np.float32), "int8").copy()
+    payload[place : place + len(written)] = np.frombuffer(written, np.uint8)
+    with pytest.raises(PayloadRefused, match="out of range"):
+        decode(payload, 5, "int8")
+
+
 def test_the_bytes_of_int8_version_1_worked_out_by_hand() -> None:
     vector = np.array([127.0, -254.0, 3.0, 0.0], np.float32)
     expected = b"FWD1" + b"\x02\0\0\0" + struct.pack("<Q", 4) + struct.pack("<f", 2.0)
@@ -208,7 +216,7 @@ def test_values_and_steps_that_are_not_finite_are_refused(bad: float) -> None:
     for name in NAMES:
         payload = encode(gaussian(5), name).copy()
         payload[HEADER : HEADER + 4] = np.frombuffer(struct.pack("<f", bad), np.uint8)
-        with pytest.raises(PayloadRefused, match="NaN or infinite"):
+        with pytest.raises(PayloadRefused, match=r"NaN or infinite|out of range"):
             decode(payload, 5, name)
 
 

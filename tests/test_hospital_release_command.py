@@ -1,7 +1,9 @@
 """`fedward hospital release` gives up what a study that will never finish holds of the budget, for good."""
 
+import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 from fedward.client import hospital as hospital_module
 from fedward.client.hospital import Hospital, create_hospital
 from fedward.client.registry import Registry
+from fedward.client.replicas import REPLICAS, Replicas
 from fedward.common.codec import encode
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import ImageDataset, Split
 from fedward.common.errors import RequestRefused
+from fedward.common.message_parts import Replica
 from fedward.common.messages import LATENTS, TrainRequest
 from fedward.common.models import build_student, parameter_count
 from fedward.common.printing import unmistakable
@@ -103,6 +107,21 @@ def test_one_data_set_can_be_chosen(fedward: Fedward, state: Path) -> None:
     registry = Registry(state / "budget")
     assert "long" not in registry.budget("skin").state.reserved
     assert "long" in registry.budget("chest").state.reserved
+
+
+def test_the_copies_of_the_given_up_study_s_model_go_and_other_studies_stay(
+    fedward: Fedward, state: Path, ask: Ask
+) -> None:
+    replicas = Replicas(state / REPLICAS)
+    for study in ("long", "other"):
+        model = np.full(3, 1.0, np.float32)
+        digest = hashlib.sha256(model.tobytes()).hexdigest()
+        replicas.keep(replace(ask(1, study), replica=Replica(digest, "", {})), model)
+    assert len(list(replicas.folder.iterdir())) == 2
+    assert fedward("hospital", "release", "long", "--state", state).code == 0
+    (left,) = replicas.folder.iterdir()
+    replicas.forget("other")
+    assert not left.exists()
 
 
 def test_a_name_that_nobody_can_type_is_released_as_it_is_shown(fedward: Fedward, state: Path) -> None:

@@ -340,6 +340,27 @@ def test_averages_are_over_the_sets_that_a_cell_was_measured_on_and_so_are_the_p
     assert (set(common.sets) if common else set()) == federated & central
 
 
+def test_what_fell_back_from_a_recipe_is_marked_and_told() -> None:
+    fell = {"student": "ternary-cnn", "recipe": "from-scratch", "recipe_note": "there are no colour images."}
+    rows = [
+        {
+            **made_up(name, recipe="distilled", mode="federated"),
+            "student": "ternary-embed",
+            "recipe": "distilled",
+        }
+        for name in ("bloodmnist", "octmnist")
+    ]
+    rows[0] |= fell
+    found = summarise(rows)
+    assert [bool(one.fallback) for one in found.measured] == [True, False]
+    assert [one.fell_back for one in found.averages] == [1]
+    text = markdown(found)
+    assert "| federated, ternary-cnn, distilled (fell back) |" in text
+    assert "| federated, ternary-cnn, distilled (fell back on 1) |" in text
+    assert "| ternary-cnn from-scratch: there are no colour images. |" in text
+    assert "Fell back" not in markdown(summarise([made_up()]))
+
+
 def test_the_table_has_ours_the_published_and_what_was_refused() -> None:
     rows = [made_up(seed=0, accuracy=0.8), made_up(seed=1, accuracy=0.9), made_up("a|b", auc=None)]
     rows += [{"key": key | {"seed": seed}, "refusal": "not at hand: no."} for seed in (0, 1)

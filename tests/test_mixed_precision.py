@@ -91,7 +91,7 @@ def test_the_model_file_is_within_its_bytes(
     sizes = []
     for share in (1.1, 0.7, 0.4):
         found = with_bits_within(local, latents, few, int(share * full))
-        assert model_bytes(found, latents) <= share * full
+        assert model_bytes(found, latents) <= 0.97 * share * full
         sizes.append(sum(found.bits or ()))
     assert sizes[0] == 8 * quantized_weights(local.spec)
     assert sizes[0] > sizes[1] > sizes[2]

@@ -12,9 +12,12 @@ from rich.console import Console
 from fedward.common.codec import Vector, decode, encode
 from fedward.common.config import LocalSettings
 from fedward.common.errors import CheckpointRefused, DatasetRefused, Refusal, SettingRefused, StartRefused
+from fedward.common.metrics import balanced_accuracy
 from fedward.common.models import build_student, frozen_count, parameter_count
+from fedward.common.randomness import KeyedGenerator
 from fedward.server import distilling
 from fedward.server.checkpoint import load_checkpoint
+from fedward.server.distilling import error_of_difference, start_or_reason
 from fedward.server.recipes import DISTILLED, FROM_SCRATCH, IMAGENET, RECIPES, sampled
 from fedward.server.rounds import start_latents
 from fedward.server.start_file import save_start
@@ -80,6 +83,7 @@ def never_distil(monkeypatch: pytest.MonkeyPatch) -> None:
         (DISTILLED, {"public": DATA}, "the study's own"),
         (DISTILLED, {"reference": "none", "prior": "none"}, "reference records"),
         (DISTILLED, {"dataset": "phantom:train=60,val=12,test=40"}, "at least 20"),
+        (DISTILLED, {"dataset": "phantom:train=90,val=60,test=40,imbalance=25"}, "at least 3 of each"),
         (IMAGENET, {"reference": "none", "prior": "none"}, "the recipe imagenet needs at least 20"),
         (IMAGENET, {"dataset": "phantom:train=60,val=12,test=40"}, "at least 20"),
     ],
@@ -95,22 +99,35 @@ def test_where_there_are_no_public_images_of_the_kind_it_says_so_and_trains_from
     assert dataclasses.replace(used, recipe_note="") == plain
 
 
+def right_in(share: float, labels: np.ndarray) -> np.ndarray:
+    """Decisions between two classes that are right in so large a share of each."""
+    decided = labels.copy()
+    for label in (0, 1):
+        own = np.flatnonzero(labels == label)
+        decided[own[round(share * len(own)) :]] = 1 - label
+    return decided
+
+
 def _judged(monkeypatch: pytest.MonkeyPatch, start: float, plain: float) -> None:
     """Nothing is distilled, and half B says this of the start and of a student without it."""
     monkeypatch.setattr(distilling, "public_images", lambda *_: None)
     monkeypatch.setattr(distilling, "_Shown", Unseen)
     monkeypatch.setattr(distilling, "public_start", lambda *_, **__: start_of(options()))
-    monkeypatch.setattr(distilling, "_correct", lambda local, *_: start if local.trained == "head" else plain)
+    monkeypatch.setattr(
+        distilling,
+        "_decided",
+        lambda local, _, records: right_in(start if local.trained == "head" else plain, records.labels),
+    )
     monkeypatch.setattr(distilling, "_PLAIN_STEPS", 1)
 
 
 def test_a_start_worse_than_without_public_images_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    _judged(monkeypatch, start=0.6, plain=0.9)
+    _judged(monkeypatch, start=0.6, plain=0.8)
     used, start, _ = settled(options())
     assert start is None
     assert used.recipe == FROM_SCRATCH
     assert "60.0%" in used.recipe_note
-    assert "90.0%" in used.recipe_note
+    assert "80.0%" in used.recipe_note
 
 
 def test_a_start_as_good_as_chance_allows_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +136,70 @@ def test_a_start_as_good_as_chance_allows_is_taken(monkeypatch: pytest.MonkeyPat
     assert start is not None
     assert used.recipe == DISTILLED
     assert not said
+
+
+@pytest.mark.usefixtures("never_distil")
+def test_public_images_that_would_judge_what_was_learned_from_them_are_not_learned_from() -> None:
+    asked, dataset = options(), find_dataset(DATA)
+    public = dataclasses.replace(dataset, train=dataset.val)
+    local, generator = local_settings(asked, dataset, dataset.val), KeyedGenerator.from_seed(0, "start")
+    start, why = start_or_reason(DISTILLED, local, public, dataset.val, generator, lambda _: None)
+    assert start is None
+    assert why.startswith(f"60 images of {public.name} are reference records")
+
+
+def test_of_two_equally_good_models_few_are_refused_though_classes_are_rare() -> None:
+    """Counts as of DermaMNIST's validation: the error of plain accuracy would refuse one in six."""
+    random, refused = np.random.default_rng(0), 0
+    labels = np.repeat(np.arange(7), [16, 26, 55, 6, 55, 335, 7])
+    for _ in range(60):
+        ours, theirs = (
+            np.where(random.random(len(labels)) < 0.75, labels, (labels + 1) % 7) for _ in range(2)
+        )
+        gap = balanced_accuracy(ours, labels) - balanced_accuracy(theirs, labels)
+        refused += gap < -2 * error_of_difference(ours, theirs, labels)
+    assert refused <= 4
+
+
+def test_the_teacher_looks_again_where_the_public_images_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bytes] = []
+    monkeypatch.setattr(distilling, "load_teacher", lambda: None)
+    monkeypatch.setattr(distilling, "_Shown", Unseen)
+    monkeypatch.setattr(distilling, "public_images", lambda _, public, *__: seen.append(public.images))
+    val = find_dataset(DATA).val
+    sets = [find_dataset(f"phantom:seed={seed},train=40,val=30,test=10").train for seed in (1, 1, 2)]
+    for public in sets:
+        distilling._shown(public, val, lambda _: None)
+    assert [np.array_equal(images, sets[index].images) for images, index in zip(seen, (0, 2), strict=True)]
+    assert len(seen) == 2
+
+
+@pytest.mark.usefixtures("never_distil")
+def test_a_set_cut_from_the_public_set_s_own_collection_is_not_distilled_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    named = {DATA: "chestmnist", "phantom:seed=3,train=40,val=30,test=10": "mednist"}
+    monkeypatch.setattr(
+        public_starts,
+        "find_dataset",
+        lambda spec: dataclasses.replace(find_dataset(spec), name=named[spec]),
+    )
+    asked, said = options(), list[str]()
+    dataset = dataclasses.replace(find_dataset(DATA), name="chestmnist")
+    used, start = settle(asked, dataset, dataset.val, said.append)
+    assert start is None
+    assert "the collection that chestmnist was cut from" in used.recipe_note
+
+
+@pytest.mark.usefixtures("never_distil")
+@pytest.mark.parametrize("precision", ["ternary", "int8", "fp32"])
+def test_a_fallback_trains_a_whole_cnn_of_the_same_precision_whoever_asked_for_the_head(
+    precision: str,
+) -> None:
+    used, _, _ = settled(options(student=f"{precision}-embed", dataset=COLOUR, kept=("trained",)))
+    assert (used.student, used.trained, used.rounds) == (f"{precision}-cnn", "all", Options().rounds)
+    kept, _, _ = settled(options(student=f"{precision}-embed", dataset=COLOUR, kept=("student",)))
+    assert kept.student == f"{precision}-embed"
 
 
 @pytest.mark.usefixtures("never_distil")
@@ -254,7 +335,7 @@ def test_a_study_from_imagenet_weights_trains_its_head_from_what_half_a_taught(t
 
 
 def test_imagenet_weights_that_do_worse_than_half_a_alone_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    _judged(monkeypatch, start=0.6, plain=0.9)
+    _judged(monkeypatch, start=0.6, plain=0.8)
     used, start, _ = settled(imagenet())
     assert start is None
     assert "the start of the recipe imagenet is right in 60.0%" in used.recipe_note

@@ -94,8 +94,9 @@ def _measured(options: Options) -> Row:
         finished = run(simulation, Console(stderr=True))
         at_frequencies = accuracy_at_frequencies(simulation, finished)
     metrics = finished.metrics
-    dataset, release = metrics["dataset"], metrics["release"]
+    dataset, release, used = metrics["dataset"], metrics["release"], metrics["study"]["simulation"]
     return {
+        **{name: used[name] for name in ("student", "recipe", "recipe_note")},
         **{name: release[name] for name in _RELEASE},
         "accuracy_at_frequencies": at_frequencies,
         **{name: dataset[name] for name in ("source", "sha256", "task", "counts")},

@@ -46,7 +46,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Measured:
-    """A cell on one set: means over seeds, and their deviations where there are several."""
+    """A cell on one set: means over seeds, and their deviations where there are several.
+
+    Attributes:
+        fallback: what was trained in place of the cell's recipe, in any of the seeds, and why; or nothing.
+    """
 
     set: str
     cell: Cell
@@ -54,16 +58,20 @@ class Measured:
     largest_epsilon: float
     means: dict[str, float | None]
     deviations: dict[str, float]
+    fallback: str
 
 
 @dataclass(frozen=True)
 class Average:
-    """A cell over sets that it was measured on, beside what is published for the same sets."""
+    """A cell over sets that it was measured on, beside what is published for the same sets; in `fell_back` of
+    them something else was trained than the cell's recipe.
+    """
 
     cell: Cell
     sets: tuple[str, ...]
     means: dict[str, float | None]
     published: dict[str, tuple[float | None, float | None]]
+    fell_back: int
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,12 @@ def _measured(name: str, cell: Cell, rows: list[Row]) -> Measured:
         max(row["largest_epsilon"] for row in rows),
         {figure: _mean(row[figure] for row in rows) for figure in FIGURES},
         {figure: stdev(row[figure] for row in rows) for figure in several},
+        next((_instead(row) for row in rows if row.get("recipe", cell.recipe) != cell.recipe), ""),
     )
+
+
+def _instead(row: Row) -> str:
+    return f"{row['student']} {row['recipe']}: {row['recipe_note']}"
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -149,7 +162,8 @@ def _average(cell: Cell, found: Sequence[Measured]) -> Average:
     own = [one for one in found if one.cell == cell]
     sets = tuple(one.set for one in own)
     means = {figure: _mean(one.means[figure] for one in own) for figure in FIGURES}
-    return Average(cell, sets, means, {one.name: one.mean_over(sets) for one in PUBLISHED})
+    published = {one.name: one.mean_over(sets) for one in PUBLISHED}
+    return Average(cell, sets, means, published, sum(bool(one.fallback) for one in own))
 
 
 def targets(table: Table) -> list[Target]:
@@ -190,7 +204,7 @@ def write_table(out: Path, table: Table) -> tuple[Path, Path]:
 
 
 def markdown(table: Table) -> str:
-    """The tables, one a set, then the averages, then what was refused, then sources."""
+    """The tables, one a set, then the averages, what fell back, what was refused, and sources."""
     parts = [
         "# MedMNIST v2\n\nMeans over seeds on the test splits; deviations in brackets. docs/benchmark.md says"
     ]
@@ -200,6 +214,9 @@ def markdown(table: Table) -> str:
         parts.append(f"## {_plain(name)}\n\n{_set_table(name, own)}")
     if table.averages:
         parts.append(f"## Averages over the sets that were measured\n\n{_average_table(table.averages)}")
+    if fallbacks := [one for one in table.measured if one.fallback]:
+        lines = [[one.set, one.cell.name, _epsilon(one.cell.epsilon), one.fallback] for one in fallbacks]
+        parts.append(f"## Fell back\n\n{_grid(['set', 'model', 'epsilon', 'trained instead'], lines)}")
     if table.refusals:
         lines = [[name, sentence] for name, sentence in table.refusals]
         parts.append(f"## Not measured\n\n{_grid(['set', 'why'], lines)}")
@@ -210,7 +227,12 @@ def markdown(table: Table) -> str:
 
 def _set_table(name: str, own: list[Measured]) -> str:
     lines = [
-        [one.cell.name, _epsilon(one.cell.epsilon), str(one.seeds), *_figures(one.means, one.deviations)]
+        [
+            one.cell.name + (" (fell back)" if one.fallback else ""),
+            _epsilon(one.cell.epsilon),
+            str(one.seeds),
+            *_figures(one.means, one.deviations),
+        ]
         for one in own
     ]
     lines += [_published_line(one, name) for one in PUBLISHED if name in one.accuracies]
@@ -226,7 +248,7 @@ def _average_table(averages: Sequence[Average]) -> str:
     headings = ["model", "epsilon", "sets", *_HEADINGS[:5], *(f"{one.name} ACC / AUC" for one in PUBLISHED)]
     lines = [
         [
-            one.cell.name,
+            one.cell.name + (f" (fell back on {one.fell_back})" if one.fell_back else ""),
             _epsilon(one.cell.epsilon),
             str(len(one.sets)),
             *_figures(one.means, {})[:5],

@@ -106,7 +106,7 @@ def with_body(options: Options, bodies: Path, say: Callable[[str], None]) -> Opt
     """The options with their public start as a file in `bodies`, made where it is missing; or fallen back."""
     if options.recipe != DISTILLED:
         return options
-    sets = [spec.partition(":")[0] for spec in (options.dataset, options.public)]
+    sets = [spec.replace(":", "-").replace("/", "-") for spec in (options.dataset, options.public)]
     name = f"{sets[0]}-by-{sets[1]}-{options.student}-seed{options.seed}.npz"
     if (bodies / name).exists():
         return replace(options, start=str(bodies / name))
@@ -173,7 +173,8 @@ def summary(rows: list[Row]) -> dict[str, dict[str, Any]]:
     for case in CASES:
         if not (own := _of(rows, case)):
             continue
-        table[case] = {"seeds": len(own), "fallback": own[0]["recipe_note"]}
+        fallbacks = [row["recipe_note"] for row in own if row["recipe_note"]]
+        table[case] = {"seeds": len(own), "fell_back": len(fallbacks), "fallback": next(iter(fallbacks), "")}
         for figure in ("auc", "accuracy", "balanced_accuracy"):
             values = [row[figure] for row in own]
             table[case][figure] = mean(values)

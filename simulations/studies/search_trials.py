@@ -29,7 +29,6 @@ from fedward.simulations.studies.timing import in_turns
 from fedward.simulations.studies.untrained import start_latents
 
 BITS = ("ternary", "int8", "mixed")
-_SPARED = 0.97  # of the bytes: what is then tuned with its bits packs a little worse
 _TURNS = 100
 
 
@@ -155,4 +154,4 @@ def _trained(
 def _with_bits(settings: LocalSettings, latents: Vector, half_a: Split, budget: Budget) -> LocalSettings:
     # Where even ternary weights have grown too large, the row says so.
     fewest = model_bytes(_all_ternary(settings), latents)
-    return with_bits_within(settings, latents, half_a, max(fewest, int(_SPARED * budget.most_bytes)))
+    return with_bits_within(settings, latents, half_a, max(fewest, budget.most_bytes))
