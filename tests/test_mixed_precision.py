@@ -97,6 +97,15 @@ def test_the_model_file_is_within_its_bytes(
     assert sizes[0] > sizes[1] > sizes[2]
 
 
+def test_a_budget_that_just_fits_is_not_filled_since_training_packs_worse(
+    make_local: LocalMaker, phantom: ImageDataset
+) -> None:
+    local = make_local(student="int8-cnn")
+    latents, few = start(local), Split(phantom.val.images[:8], phantom.val.labels[:8])
+    full = model_bytes(local, latents)
+    assert model_bytes(with_bits_within(local, latents, few, full), latents) <= 0.97 * full
+
+
 def test_a_weight_that_does_nothing_loses_its_bits_first() -> None:
     careless, careful = {8: 0.0, 4: 0.0, 2: 0.0}, {8: 0.0, 4: 0.5, 2: 2.0}
     assert _one_lower((8, 8), [careful, careless], [100, 100]) == (8, 2)
