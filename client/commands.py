@@ -18,8 +18,9 @@ from fedward.client.enrolment_commands import accept, join, renew
 from fedward.client.fetching import fetch
 from fedward.client.import_command import init
 from fedward.client.registry import Registry
-from fedward.client.replicas import REPLICAS, Replicas
+from fedward.client.replicas import Replicas
 from fedward.client.running import doctor, status, up
+from fedward.client.state_folder import BUDGETS, REPLICAS
 from fedward.common.bundle import read_bundle
 from fedward.common.chain import Head
 from fedward.common.errors import BundleRefused, LedgerRefused, SettingRefused, UnknownName
@@ -30,7 +31,6 @@ from fedward.common.printing import unmistakable
 from fedward.common.trust import load_trust
 from fedward.common.watching_commands import logs_of, unit_of
 
-BUDGET_FOLDER = "budget"  # of a hospital's state folder
 _SHOWN = 3  # messages, where --last does not say
 
 # Without typer's own tracebacks, which show local variables.
@@ -106,7 +106,7 @@ def egress(
 ) -> None:
     """List what left this hospital: each message and field, when, why, its class, digest and charge."""
     folder = _folder(state)
-    budgets = list(_registry(folder).budgets()) if (folder / BUDGET_FOLDER).is_dir() else []
+    budgets = list(_registry(folder).budgets()) if (folder / BUDGETS).is_dir() else []
     log = _log_of(folder, budgets)
     found = left_summary(log, budgets, last if as_json else last or _SHOWN)
     if explain:
@@ -211,7 +211,7 @@ def _folder(state: Path | None) -> Path:
 
 
 def _registry(state: Path) -> Registry:
-    folder = state / BUDGET_FOLDER
+    folder = state / BUDGETS
     if not folder.is_dir():
         raise LedgerRefused(f"{state} holds no privacy budgets: name a hospital's state folder with --state.")
     return Registry(folder)

@@ -22,11 +22,11 @@ from fedward.client.egress_log import LogEnd
 from fedward.client.ewc import ElasticPull
 from fedward.client.measuring import measure
 from fedward.client.registry import Registry
-from fedward.client.replicas import REPLICAS, Replicas
+from fedward.client.replicas import Replicas
 from fedward.client.replies import ReplyStore
 from fedward.client.round_keys import RoundKeys
 from fedward.client.spending import Charge
-from fedward.client.state_folder import BUDGETS, PROFILE
+from fedward.client.state_folder import BUDGETS, PROFILE, REPLICAS
 from fedward.client.training import LocalRound, train
 from fedward.common.codec import UPLINK_CODECS, decode, encode
 from fedward.common.config import MAXIMUM_DECLARED, LocalSettings, declared_count

@@ -18,7 +18,6 @@ from fedward.common.files import make_folder, read_bounded, write_atomically
 from fedward.common.messages import ANCHOR, FISHER, LATENTS, TEACHER, TrainRequest, packed_digest
 from fedward.common.models import build_student, parameter_count
 
-REPLICAS = "replicas"  # of a hospital's state folder
 _KEY_DIGITS = 32
 _MOST_BYTES = 1 << 30  # of a file: a model of `MAXIMUM_COUNT` values
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fedward.common.errors import DatasetRefused, OutputRefused
 
-PROFILE, BUDGETS = "hospital.json", "budget"
+PROFILE, BUDGETS, REPLICAS = "hospital.json", "budget", "replicas"
 SOCKET, DAEMON_LOCK, SITE_LOCK = "daemon.sock", "daemon.lock", "site.lock"
 NODE_ID = "node-id"
 SECRET_FILE = "superexec.secret"  # noqa: S105 - a file's name

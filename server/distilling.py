@@ -18,7 +18,7 @@ from fedward.server.public_images import PublicImages, public_images
 from fedward.server.public_start import public_start
 from fedward.server.public_teacher import load_teacher
 from fedward.server.recipes import check_family
-from fedward.server.reference import halve, student_logits
+from fedward.server.reference import Reference, halve, student_logits
 from fedward.server.teacher import drawn_rows, train_plainly
 
 Tell = Callable[[str], None]
@@ -54,9 +54,10 @@ def start_or_reason(
     check_family(recipe, local)  # before minutes of work
     if reference is None or len(reference.images) < _FEWEST:
         return None, f"the recipe {recipe} needs at least {_FEWEST} public reference records."
-    if why := _rare(local, reference):
+    halves = halve(reference)
+    if why := _rare(local, halves):
         return None, why
-    labelled = halve(reference).calibration
+    labelled = halves.calibration
     if public is None:
         start = imagenet_start(local, load_teacher(), labelled, generator)
     elif public.train.images.shape[1:] != reference.images.shape[1:]:
@@ -67,7 +68,7 @@ def start_or_reason(
     else:
         images = _shown(public.train, labelled, tell)
         start = public_start(local, images, labelled, generator, tell=tell)
-    why = _why_not(recipe, local, start, reference)
+    why = _why_not(recipe, local, start, halves)
     return (None, why) if why else (start, "")
 
 
@@ -77,11 +78,11 @@ def shared_images(public: Split, records: Split) -> int:
     return sum(image.tobytes() in known for image in public.images)
 
 
-def _rare(local: LocalSettings, reference: Split) -> str:
+def _rare(local: LocalSettings, halves: Reference) -> str:
     """Which class has too few reference records for either half to speak of it, in a sentence, or nothing."""
     if local.task == "multi-label":
         return ""
-    for half in (halve(reference).calibration, halve(reference).evaluation):
+    for half in (halves.calibration, halves.evaluation):
         counts = np.bincount(half.labels, minlength=len(local.classes))
         if counts.min() < _FEWEST_OF_A_CLASS:
             return (
@@ -112,9 +113,8 @@ def _shown(public: Split, labelled: Split, tell: Tell) -> PublicImages:
     return _Shown.images
 
 
-def _why_not(recipe: str, local: LocalSettings, start: Vector, reference: Split) -> str:
+def _why_not(recipe: str, local: LocalSettings, start: Vector, halves: Reference) -> str:
     """Why the start is not to be used, or nothing."""
-    halves = halve(reference)
     settings = dataclasses.replace(local, student=f"{local.spec.precision}-cnn", trained="all")
     generator = KeyedGenerator.from_seed(0, "without public images")
     plain = train_plainly(settings, halves.calibration, _PLAIN_STEPS, generator)

@@ -13,7 +13,8 @@ import pytest
 from fedward.client import hospital as hospital_module
 from fedward.client.hospital import Hospital, create_hospital
 from fedward.client.registry import Registry
-from fedward.client.replicas import REPLICAS, Replicas
+from fedward.client.replicas import Replicas
+from fedward.client.state_folder import REPLICAS
 from fedward.common.codec import encode
 from fedward.common.config import LocalSettings
 from fedward.common.datasets import ImageDataset, Split
